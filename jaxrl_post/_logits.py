@@ -1,0 +1,154 @@
+"""The logits of a chunk of tokens, whole or a slice of the vocabulary per device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+PADDING = -1e9
+"""The logit of a padding row: finite, so that 0 * log(0) is 0, yet exp of it is 0."""
+
+
+class Logits:
+    """The logits of a chunk of tokens over a vocabulary that may be sharded.
+
+    Every method is right, in value and gradient, on one device and where each device
+    holds a slice of the vocabulary: results per token are complete on every device.
+    Only `values` and `log_softmax()` are the device's own slice; what is computed from
+    them becomes whole through `sum`, `sum_shards` or `expectation`.
+
+    >>> logits = Logits(jnp.log(jnp.array([[0.5, 0.25, 0.25]])))
+    >>> logits.log_probs(jnp.array([1])).round(4)
+    Array([-1.3863], dtype=float32)
+    >>> logits.entropy().round(4)
+    Array([1.0397], dtype=float32)
+    >>> logits.top_k(2)[1]
+    Array([[0, 1]], dtype=int32)
+
+    Attributes:
+      values: `[n, V]`, this device's logits, after softcap and temperature, at least
+        float32. Entries of padding rows are -1e9: probability and gradient 0.
+    """
+
+    def __init__(
+        self,
+        values: jax.Array,
+        *,
+        vocab_size: int | None = None,
+        axis_name: str | None = None,
+    ):
+        """Wraps logits `[n, V]`.
+
+        Args:
+          values: `[n, V]`; under `axis_name` each device's slice of the vocabulary.
+          vocab_size: rows from this id on are padding; None: there are none.
+          axis_name: the `shard_map` axis over which the vocabulary is split, or None.
+        """
+        self._axis_name = axis_name
+        width = values.shape[-1]
+        shards = 1 if axis_name is None else lax.axis_size(axis_name)
+        self._vocab_size = width * shards if vocab_size is None else vocab_size
+        self._first = 0 if axis_name is None else lax.axis_index(axis_name) * width
+        self._valid = None
+        if self._vocab_size < width * shards:
+            self._valid = (self._first + jnp.arange(width) < self._vocab_size)[None]
+            values = jnp.where(self._valid, values, PADDING)
+        self.values = values
+
+        peak = lax.stop_gradient(values).max(axis=-1)
+        if axis_name is not None:
+            peak = lax.pmax(peak, axis_name)
+        total = self.sum_shards(jnp.exp(values - peak[:, None]).sum(axis=-1))
+        self._logsumexp = jnp.log(total) + peak
+
+    def logsumexp(self) -> jax.Array:
+        """Log of the normaliser, `[n]`."""
+        return self._logsumexp
+
+    def log_softmax(self) -> jax.Array:
+        """Log-probabilities `[n, V]` of this device's slice of the vocabulary."""
+        return self.values - self._logsumexp[:, None]
+
+    def log_probs(self, ids: jax.Array) -> jax.Array:
+        """Log-probabilities of `ids`, `[n]` or `[n, K]`; same shape.
+
+        An id outside the vocabulary gives NaN rather than a number that looks right.
+        """
+        lse = self._logsumexp
+        return self._lookup(ids) - (lse if ids.ndim == 1 else lse[:, None])
+
+    def top_k(self, k: int) -> tuple[jax.Array, jax.Array]:
+        """The `min(k, V)` largest logits and their ids, as `lax.top_k` orders them.
+
+        Values are logits: subtract `logsumexp()` for log-probabilities. Of equal
+        logits the lowest id comes first. Ids carry no gradient; values do.
+
+        Returns:
+          values `[n, K]` and int32 ids `[n, K]`.
+        """
+        k = min(k, self._vocab_size)
+        values = lax.stop_gradient(self.values)
+        best, ids = lax.top_k(values, min(k, values.shape[-1]))
+        if self._axis_name is not None:
+            # Candidates lie in the order of the shards, hence of ids, so that the
+            # second pass breaks ties as one pass over the whole row would.
+            best = _all_gather_invariant(best, self._axis_name)
+            ids = _all_gather_invariant(ids + self._first, self._axis_name)
+            ids = jnp.take_along_axis(ids, lax.top_k(best, k)[1], axis=-1)
+        return self._lookup(ids), ids
+
+    def entropy(self) -> jax.Array:
+        """Entropy `-sum_v p_v log p_v` in nats, `[n]`."""
+        return -self.expectation(lambda logps: logps)
+
+    def expectation(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """`sum_v p_v f(log p)_v` under these logits' distribution, `[n]`.
+
+        `f` maps the log-probabilities `[n, V]` of this device's slice to values of the
+        same shape, and may use other `Logits` of the same chunk:
+
+            forward = teacher.expectation(lambda logps: logps - student.log_softmax())
+            reverse = student.expectation(lambda logps: logps - teacher.log_softmax())
+        """
+        logps = self.log_softmax()
+        return self.sum(jnp.exp(logps) * f(logps))
+
+    def sum(self, values: jax.Array) -> jax.Array:
+        """Sum over the whole vocabulary of `[n, V]` values, padding left out; `[n]`."""
+        if self._valid is not None:
+            values = jnp.where(self._valid, values, 0)
+        return self.sum_shards(values.sum(axis=-1))
+
+    def sum_shards(self, partial: jax.Array) -> jax.Array:
+        """Adds what each device has already summed over its slice of the vocabulary.
+
+        It makes a function that sums over its last axis right on a sharded one:
+
+            student.sum_shards(losses.divergence(
+                student.log_softmax(), teacher.log_softmax(), alpha=0.5))
+        """
+        if self._axis_name is None:
+            return partial
+        return lax.psum(partial, self._axis_name)
+
+    def _lookup(self, ids: jax.Array) -> jax.Array:
+        columns = ids[:, None] if ids.ndim == 1 else ids
+        local = columns.astype(jnp.int32) - self._first
+        own = (local >= 0) & (local < self.values.shape[-1])
+        found = jnp.take_along_axis(
+            self.values, jnp.where(own, local, 0), axis=-1, mode="promise_in_bounds"
+        )
+        found = self.sum_shards(jnp.where(own, found, 0))
+        inside = (columns >= 0) & (columns < self._vocab_size)
+        return jnp.where(inside, found, jnp.nan).reshape(ids.shape)
+
+
+def _all_gather_invariant(x: jax.Array, axis_name: str) -> jax.Array:
+    """The shards' columns side by side, `[n, shards * k]`, the same on every device."""
+    shards, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    slot = (jnp.arange(shards) == index)[None, :, None]
+    columns = lax.psum(jnp.where(slot, x[:, None, :], 0), axis_name)
+    return columns.reshape(x.shape[0], -1)

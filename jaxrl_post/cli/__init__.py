@@ -1,0 +1,96 @@
+"""The command ``jaxrl-post``. Its parts are thin: they read arguments, call, print.
+
+Nothing heavy is imported before the arguments, and the config they name, are known to
+be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from jaxrl_post import __version__
+from jaxrl_post.cli import evaluate, report, sample, train
+from jaxrl_post.errors import InputError
+
+COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "report": report}
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit code.
+
+    0: finished. 2: bad input, one error on stderr. 130 and 143: stopped by Ctrl-C or
+    SIGTERM, a training run saved before. 1: anything else.
+
+    Args:
+      argv: the arguments; by default the program's own.
+    """
+    try:
+        arguments = _parse(argv)
+    except SystemExit as end:  # --help, --version, or arguments that argparse refused
+        return int(end.code or 0)
+    debug = getattr(arguments, "debug", False)
+    try:
+        return arguments.run(arguments)
+    except InputError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, more = parser.parse_known_args(argv)
+    # argparse loses overrides that come after an option.
+    takes_more = hasattr(arguments, "overrides")
+    if wrong := [x for x in more if x.startswith("-") or not takes_more]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if more:
+        arguments.overrides += more
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    # One --debug for every place where people put it; suppressed defaults keep the
+    # sub-command's from undoing the main one's.
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print the traceback of every error",
+    )
+    parser = argparse.ArgumentParser(
+        prog="jaxrl-post",
+        description="Post-train language models by reinforcement learning and "
+        "self-distillation, in JAX.",
+        epilog="`jaxrl-post COMMAND --help` says more about a command.",
+        parents=[common],
+    )
+    version = f"jaxrl-post {__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[common],
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser

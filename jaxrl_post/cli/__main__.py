@@ -1,0 +1,7 @@
+"""``python -m jaxrl_post.cli``: the command where no script is on the path."""
+
+import sys
+
+from jaxrl_post.cli import main
+
+sys.exit(main())

@@ -1,0 +1,72 @@
+"""``jaxrl-post train``"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+SUMMARY = "train a model as a config says, or resume that"
+DESCRIPTION = """\
+Train a model as a config file says.
+
+The run is a folder (run.dir, by default runs/NAME of the config): config.yaml,
+metrics.jsonl, completions/, checkpoints/ and report.html. The same command on the
+same folder resumes the run; Ctrl-C saves it first.
+
+  jaxrl-post train configs/quickstart.yaml
+  jaxrl-post train configs/quickstart.yaml training.steps=20 run.dir=runs/short"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Declares ``section.key=value ...``."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="settings in place of the config's, the values in YAML",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; at the end prints the base beside the result."""
+    from jaxrl_post.training.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    assert config.run.dir is not None  # load_config sees to that
+
+    import jax
+
+    from jaxrl_post.training.loop import Interrupted, run
+    from jaxrl_post.training.progress import Progress
+
+    try:
+        run(config, progress=Progress)
+    except Interrupted as stop:
+        command = ["jaxrl-post", "train", arguments.config, *arguments.overrides]
+        if jax.process_index() == 0:
+            name = signal.Signals(stop.signum).name
+            print(f"stopped by {name}; saved. To resume:", file=sys.stderr)
+            print(f"  {shlex.join(command)}", file=sys.stderr)
+        return 128 + stop.signum
+    if jax.process_index() == 0:
+        show(Path(config.run.dir))
+    return 0
+
+
+def show(run_dir: Path) -> None:
+    """Prints a run's evaluations, writes its report and prints where."""
+    from jaxrl_post import report
+    from jaxrl_post.cli.tables import comparison_table
+
+    if comparisons := report.compare_evaluations(report.read_run(run_dir).rows):
+        print(comparison_table(comparisons))
+    print(f"report: {report.build(run_dir)}")

@@ -1,0 +1,45 @@
+"""Errors that are the user's to mend, and the words that help to mend them.
+
+The command line turns an `InputError` into one message and exit code 2; every other
+exception is ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What was asked for cannot be done as it was asked; the message says why."""
+
+
+class ConfigError(InputError):
+    """A config, or an override of it, that cannot be used.
+
+    Attributes:
+      problems: one line each, all that were found at once.
+    """
+
+    def __init__(self, source: str, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            message = f"{source}: {self.problems[0]}"
+        else:
+            lines = "".join(f"\n  {problem}" for problem in self.problems)
+            message = f"{source}: {len(self.problems)} problems{lines}"
+        super().__init__(message)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown `name`: the nearest known one, or all.
+
+    >>> nearest("temprature", ["temperature", "top_k"])
+    "did you mean 'temperature'?"
+    >>> nearest("zzz", ["temperature", "top_k"])
+    'known: temperature, top_k.'
+    """
+    known = sorted(known)
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}." if known else "none are known."

@@ -1,0 +1,191 @@
+"""Strings to arrays and back: the host's side of sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxrl_post.errors import InputError
+from jaxrl_post.types import Message, Prompts
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Prompts ready for the sampler, those that were too long left out.
+
+    Attributes:
+      prompts: the questions that were kept; row ``i`` below belongs to question ``i``.
+      contexts: ``[P, S]`` int32 token ids, padded on the left.
+      context_mask: ``[P, S]`` bool, true for tokens.
+      dropped: ids of the questions that were too long.
+    """
+
+    prompts: Prompts
+    contexts: np.ndarray
+    context_mask: np.ndarray
+    dropped: tuple[str, ...]
+
+
+def tokenize_prompts(
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message] | str],
+    *,
+    chat_template_arguments: Mapping[str, Any] | None = None,
+) -> list[list[int]]:
+    """Token ids of each conversation, up to where the model's turn begins.
+
+    With a chat template the text is what the template makes of the messages, and its
+    own special tokens are all there are. Without one it is the contents one after the
+    other, with the special tokens that the tokenizer puts around a text by default. A
+    plain string is taken as it is, in the same way.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      conversations: messages, or a string, per prompt.
+      chat_template_arguments: handed to the template, such as
+        ``{"enable_thinking": False}``.
+    """
+    arguments = dict(chat_template_arguments or {})
+    rows = []
+    for conversation in conversations:
+        templated = not isinstance(conversation, str) and bool(tokenizer.chat_template)
+        if templated:
+            text = tokenizer.apply_chat_template(
+                [dict(message) for message in conversation],
+                tokenize=False,
+                add_generation_prompt=True,
+                **arguments,
+            )
+        elif isinstance(conversation, str):
+            text = conversation
+        else:
+            text = "".join(message["content"] for message in conversation)
+        encoded = tokenizer(text, add_special_tokens=not templated)
+        rows.append(list(encoded["input_ids"]))
+    return rows
+
+
+def bucket(length: int, multiple: int) -> int:
+    """The smallest positive multiple of `multiple` that is at least `length`.
+
+    >>> bucket(33, 32), bucket(0, 32)
+    (64, 32)
+    """
+    return max(1, -(-length // multiple)) * multiple
+
+
+def pad_contexts(
+    rows: Sequence[Sequence[int]], multiple: int = 1, pad_token: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids side by side, padded on the left to a common length.
+
+    Args:
+      rows: ids of each context.
+      multiple: of which the length is one, so that few lengths occur: each is a
+        program to compile.
+      pad_token: goes where the mask is false.
+
+    Returns:
+      ids ``[P, S]`` int32 and mask ``[P, S]`` bool.
+
+    >>> pad_contexts([[5, 6, 7], [8]], multiple=2)[0].tolist()
+    [[0, 5, 6, 7], [0, 0, 0, 8]]
+    """
+    size = bucket(max(map(len, rows), default=0), multiple)
+    contexts = np.full((len(rows), size), pad_token, np.int32)
+    mask = np.zeros((len(rows), size), bool)
+    for i, row in enumerate(rows):
+        contexts[i, size - len(row) :] = row
+        mask[i, size - len(row) :] = True
+    return contexts, mask
+
+
+def encode_prompts(
+    tokenizer: Any,
+    prompts: Prompts,
+    *,
+    max_prompt_length: int,
+    max_dropped_share: float = 1.0,
+    multiple: int = 64,
+    chat_template_arguments: Mapping[str, Any] | None = None,
+) -> EncodedPrompts:
+    """Prompts as contexts. A prompt that is too long is left out, never cut.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      prompts: the questions.
+      max_prompt_length: tokens that a prompt may have.
+      max_dropped_share: of the prompts; when more are too long, that is an error.
+      multiple: see `pad_contexts`.
+      chat_template_arguments: see `tokenize_prompts`.
+
+    Raises:
+      InputError: too many prompts are too long, or a prompt is empty.
+    """
+    rows = tokenize_prompts(
+        tokenizer, prompts.messages, chat_template_arguments=chat_template_arguments
+    )
+    for name, row in zip(prompts.ids, rows, strict=True):
+        if not row:
+            raise InputError(
+                f"prompt {name!r} is empty: it has no token; check its columns."
+            )
+    kept = [i for i, row in enumerate(rows) if len(row) <= max_prompt_length]
+    dropped = tuple(
+        name
+        for name, row in zip(prompts.ids, rows, strict=True)
+        if len(row) > max_prompt_length
+    )
+    if len(dropped) > max_dropped_share * len(rows):
+        longest = max(map(len, rows))
+        raise InputError(
+            f"{len(dropped)} of {len(rows)} prompts are longer than "
+            f"max_prompt_length={max_prompt_length} tokens (the longest has {longest}; "
+            f"the first is {dropped[0]!r}), more than max_dropped_share="
+            f"{max_dropped_share:g}. Raise one of the two."
+        )
+    contexts, mask = pad_contexts([rows[i] for i in kept], multiple)
+    return EncodedPrompts(prompts.take(kept), contexts, mask, dropped)
+
+
+def stop_token_ids(tokenizer: Any, stop: Sequence[str] = ()) -> tuple[int, ...]:
+    """Ids of the tokenizer's end tokens, and of the texts in `stop`.
+
+    Raises:
+      InputError: a text that is not one token; there is no end token at all.
+    """
+    ends = tokenizer.eos_token_id
+    ids = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
+    for text in stop:
+        token = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(token) != 1:
+            raise InputError(
+                f"stop text {text!r} is {len(token)} tokens; it must be exactly one."
+            )
+        ids += token
+    if not ids:
+        raise InputError(
+            "the tokenizer has no end-of-sequence token, so no response would end; "
+            "name one in sampling.stop."
+        )
+    return tuple(dict.fromkeys(ids))
+
+
+def decode_responses(
+    tokenizer: Any, tokens: np.ndarray, mask: np.ndarray
+) -> list[str]:
+    """The text of each response, special tokens left out.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      tokens: ``[B, T]`` ids.
+      mask: ``[B, T]``, true for generated tokens; what it excludes is not read.
+    """
+    tokens, mask = np.asarray(tokens), np.asarray(mask) != 0
+    rows = [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
+    return tokenizer.batch_decode(
+        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )

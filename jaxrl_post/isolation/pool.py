@@ -1,0 +1,320 @@
+"""A pool of processes that judge completions and can be killed.
+
+A judge is somebody's code run on whatever a model wrote: it may raise, hang, eat the
+memory or crash the interpreter. None of that may stop or skew a training step, so the
+verdict of a completion that could not be judged is ``Verdict(None, None)`` with the
+reason in ``extra["error"]``, for this completion only.
+
+Why not `multiprocessing`: forking a process that runs jax deadlocks, and its spawn and
+forkserver methods re-import the user's main script in every worker, which imports jax
+there and re-runs a script without a ``__main__`` guard. ``concurrent.futures`` cannot
+kill one worker. Here each worker is a fresh interpreter, started by exec, that speaks
+pickles through a socket: the pool may be made before or after jax starts its threads,
+and a worker is killed together with all processes that its judge started.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+from jaxrl_post.isolation.worker import call, describe
+from jaxrl_post.types import Judge, Prompts, Verdict
+
+START_LIMIT = 120.0
+"""Seconds in which a worker must have started and imported the judge."""
+
+PATIENCE = 8
+"""Lost pieces after which a judge that loses more than it judges is given up on."""
+
+_COMMAND = (
+    "import sys; sys.path[:] = sys.argv[4:]; "
+    "from jaxrl_post.isolation.worker import serve; serve(*map(int, sys.argv[1:4]))"
+)
+
+
+@dataclass
+class PoolStats:
+    """Completions since the pool was made, by what became of them."""
+
+    judged: int = 0
+    timeouts: int = 0
+    crashes: int = 0
+    errors: int = 0
+
+
+class JudgePool:
+    """Judges batches of completions in worker processes.
+
+    A batch is cut into chunks. A chunk that raises, crashes its worker or exceeds the
+    time-out is judged again, one completion at a time, so that one bad completion does
+    not spoil its neighbours. When at least `PATIENCE` pieces were lost to time-outs
+    and crashes, and more than were judged, the rest of the batch is given up: a judge
+    that hangs on everything costs minutes, not hours.
+
+    Use it as a context manager, or call `close`. One call runs at a time; a second
+    thread waits.
+
+    >>> from jaxrl_post.tasks.rows import exact_match
+    >>> prompts = Prompts(("q",), ((),), ({"answer": "4"},), (None,))
+    >>> with JudgePool(workers=0) as pool:
+    ...     pool.judge(exact_match, prompts, ["4"])[0].reward
+    1.0
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        timeout: float = 30.0,
+        chunk_size: int = 16,
+        memory_limit: int | None = None,
+    ) -> None:
+        """Starts the workers; they import the judge when the first batch comes.
+
+        Args:
+          workers: processes; None: half of the processors, at most 8; 0: judge in this
+            process, where nothing can be timed out (for debugging).
+          timeout: seconds that a chunk, or a completion judged alone, may take.
+          chunk_size: completions per chunk at most.
+          memory_limit: address space of a worker in bytes; None: no limit. A judge that
+            loads torch or jax needs far more address space than memory.
+        """
+        if workers is None:
+            workers = max(1, min(8, (os.cpu_count() or 2) // 2))
+        if workers < 0 or timeout <= 0 or chunk_size < 1:
+            raise ValueError(
+                "JudgePool needs workers >= 0, timeout > 0 and chunk_size >= 1, got "
+                f"{workers}, {timeout} and {chunk_size}."
+            )
+        self.timeout = timeout
+        self.chunk_size = chunk_size
+        self.stats = PoolStats()
+        self._lock = threading.Lock()
+        self._memory_limit = memory_limit or 0
+        self._workers = [_Worker(self._memory_limit) for _ in range(workers)]
+        self._in_process = workers == 0
+
+    def __enter__(self) -> JudgePool:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kills the workers and whatever they started. May be called twice."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def judge(
+        self, judge: Judge, prompts: Prompts, completions: Sequence[str]
+    ) -> list[Verdict]:
+        """One verdict per completion, in order.
+
+        Args:
+          judge: picklable, from a module that the workers can import (they get this
+            process's ``sys.path``).
+          prompts: N questions; question i belongs to completion i.
+          completions: N texts.
+
+        Raises:
+          ValueError: lengths differ, or the judge cannot be sent to a worker.
+          RuntimeError: the pool is closed, or workers cannot be started.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(
+                f"Got {len(prompts)} prompts for {len(completions)} completions."
+            )
+        with self._lock:
+            if self._in_process:
+                batch = _Batch(self, prompts, completions)
+                for piece in batch.pieces():
+                    batch.settle(piece, call(judge, *batch.part(piece)), "errors")
+                return batch.result()
+            if not self._workers:
+                raise RuntimeError("This JudgePool is closed.")
+            return self._run(_dumps(judge), _Batch(self, prompts, completions))
+
+    def _run(self, pickled: bytes, batch: _Batch) -> list[Verdict]:
+        starts = 0
+        try:
+            while batch.unsettled:
+                for worker in self._workers:
+                    if worker.piece is None and batch.waiting:
+                        worker.assign(pickled, batch, self.timeout)
+                for worker in self._next_events():
+                    kind, content = worker.receive()
+                    if kind == "started":
+                        worker.deadline = time.monotonic() + self.timeout
+                        worker.started = True
+                        continue
+                    if kind == "unloadable":
+                        raise ValueError(
+                            f"A judge worker cannot load the judge ({content}). "
+                            "Define it in a module that can be imported (not in the "
+                            "script itself), or use JudgePool(workers=0)."
+                        )
+                    piece, was_started = worker.piece, worker.started
+                    assert piece is not None
+                    worker.piece = None
+                    if kind in ("timeouts", "crashes"):
+                        self._replace(worker)
+                    if was_started:
+                        starts = 0
+                        batch.settle(piece, content, kind)
+                        continue
+                    # The worker was dead or could not start: not the piece's fault.
+                    starts += 1
+                    if starts > 2 + len(self._workers):
+                        raise RuntimeError(f"Judge workers do not start: {content}.")
+                    batch.waiting.appendleft(piece)
+        finally:
+            # After an exception (Ctrl-C) the verdicts under way belong to nobody. A
+            # batch given up has workers that still hang.
+            for worker in self._workers:
+                if worker.piece is not None:
+                    self._replace(worker)
+        return batch.result()
+
+    def _next_events(self) -> list[_Worker]:
+        """Waits until a busy worker has something to say, or is too late."""
+        busy = [worker for worker in self._workers if worker.piece is not None]
+        first = min(worker.deadline for worker in busy)
+        wait([w.connection for w in busy], max(0.0, first - time.monotonic()))
+        return [worker for worker in busy if worker.has_event()]
+
+    def _replace(self, worker: _Worker) -> None:
+        worker.kill()
+        self._workers[self._workers.index(worker)] = _Worker(self._memory_limit)
+
+
+class _Batch:
+    """The completions of one call, and what is known of them."""
+
+    def __init__(
+        self, pool: JudgePool, prompts: Prompts, completions: Sequence[str]
+    ) -> None:
+        self.prompts = prompts
+        self.completions = completions
+        self.stats = pool.stats
+        # Small batches still go to every worker.
+        spread = math.ceil(len(completions) / max(1, len(pool._workers)))
+        size = max(1, min(pool.chunk_size, spread))
+        indices = range(len(completions))
+        self.waiting = deque(indices[i : i + size] for i in indices[::size])
+        self.verdicts: dict[int, Verdict] = {}
+        self.finished = 0
+        self.lost = 0
+
+    @property
+    def unsettled(self) -> bool:
+        return len(self.verdicts) < len(self.completions)
+
+    def pieces(self) -> Iterator[range]:
+        while self.waiting:
+            yield self.waiting.popleft()
+
+    def part(self, piece: range) -> tuple[Prompts, list[str]]:
+        return self.prompts.take(piece), [self.completions[i] for i in piece]
+
+    def result(self) -> list[Verdict]:
+        return [self.verdicts[i] for i in range(len(self.completions))]
+
+    def settle(self, piece: range, outcome: list[Verdict] | str, kind: str) -> None:
+        """Takes the verdicts of a piece, or the reason why it has none."""
+        if not isinstance(outcome, str):
+            self.finished += 1
+            self.stats.judged += len(piece)
+            self.verdicts.update(zip(piece, outcome, strict=True))
+            return
+        if kind != "errors":
+            self.lost += 1
+        if len(piece) > 1:
+            self.waiting.extendleft(range(i, i + 1) for i in reversed(piece))
+        else:
+            self._fail(piece[0], outcome, kind)
+        if self.lost >= PATIENCE and self.lost > self.finished:
+            self.waiting.clear()
+            for i in range(len(self.completions)):
+                if i not in self.verdicts:
+                    self._fail(i, f"given up after this of others: {outcome}", kind)
+
+    def _fail(self, i: int, reason: str, kind: str) -> None:
+        self.verdicts[i] = Verdict(None, None, extra={"error": reason})
+        setattr(self.stats, kind, getattr(self.stats, kind) + 1)
+
+
+class _Worker:
+    """A judging process and the piece of work that it has."""
+
+    def __init__(self, memory_limit: int) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        arguments = (theirs.fileno(), os.getpid(), memory_limit)
+        path = [entry or os.getcwd() for entry in sys.path]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _COMMAND, *map(str, arguments), *path],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            # A session of its own: Ctrl-C passes it by, and a kill takes all of it.
+            start_new_session=True,
+            # A judge that imports jax must not take the accelerator.
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        theirs.close()
+        self.piece: range | None = None
+        self.started = False
+        self.deadline = math.inf
+
+    def assign(self, pickled: bytes, batch: _Batch, limit: float) -> None:
+        self.piece = batch.waiting.popleft()
+        self.started = False
+        self.deadline = time.monotonic() + START_LIMIT
+        # A worker that died while idle shows as a closed connection in `receive`.
+        with suppress(OSError):
+            self.connection.send((pickled, *batch.part(self.piece), limit))
+
+    def has_event(self) -> bool:
+        return self.connection.poll() or time.monotonic() >= self.deadline
+
+    def receive(self) -> tuple[str, Any]:
+        """What happened: ("done" | "errors" | ..., verdicts or reason)."""
+        if not self.connection.poll():
+            what = "judging" if self.started else "starting"
+            return "timeouts", f"time-out while {what}"
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            status = self.process.wait()
+            return "crashes", f"the judge's process died (exit status {status})"
+        except Exception as error:
+            return "errors", f"unreadable verdict: {describe(error)}"
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.connection.close()
+
+
+def _dumps(judge: Judge) -> bytes:
+    try:
+        return pickle.dumps(judge)
+    except Exception as error:
+        raise ValueError(
+            f"The judge cannot be pickled ({describe(error)}). Make it a function of a "
+            "module, or an instance of a class of a module, not a lambda or closure."
+        ) from error

@@ -1,0 +1,108 @@
+"""The other side of the judge pool: a process that judges what it is sent.
+
+Started by `jaxrl_post.isolation.pool`; imports neither jax nor the tasks until a judge
+that needs them arrives.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import resource
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from jaxrl_post.types import Judge, Prompts, Verdict
+
+
+def call(
+    judge: Judge, prompts: Prompts, completions: Sequence[str]
+) -> list[Verdict] | str:
+    """The verdicts of a judge, or in words why there are none.
+
+    Anything but one `Verdict` per completion is a bug of the judge and reported as one.
+    """
+    try:
+        verdicts = list(judge(prompts, completions))
+    except (Exception, SystemExit) as error:
+        return describe(error)
+    for verdict in verdicts:
+        if not isinstance(verdict, Verdict):
+            return f"the judge returned {verdict!r} where a Verdict belongs"
+    if len(verdicts) != len(completions):
+        return (
+            f"the judge returned {len(verdicts)} verdicts for {len(completions)} "
+            "completions"
+        )
+    return verdicts
+
+
+def describe(error: BaseException) -> str:
+    """Type and message of an error, short enough for a table.
+
+    >>> describe(ValueError("no number"))
+    'ValueError: no number'
+    """
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def serve(descriptor: int, parent: int, memory_limit: int) -> None:
+    """Judges what comes through the connection until its other end is closed.
+
+    Args:
+      descriptor: the connection's file descriptor.
+      parent: process id of the pool's owner; this process dies with it.
+      memory_limit: bytes of address space, 0 for no limit.
+    """
+    # Judges may print: the owner's standard output is not theirs to write on.
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if memory_limit:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+    # When memory runs out, the kernel should take this process, not the trainer.
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+    connection = Connection(descriptor)
+    loaded, judge = b"", None
+    with open(os.devnull, "w") as devnull:
+        while True:
+            try:
+                pickled, prompts, completions, limit = connection.recv()
+            except EOFError:
+                return
+            if pickled != loaded:
+                try:
+                    judge = pickle.loads(pickled)
+                except Exception as error:
+                    connection.send(("unloadable", describe(error)))
+                    continue
+                loaded = pickled
+            assert judge is not None
+            connection.send(("started", None))
+            # The owner kills at the limit. This is for a dead owner and a judge that
+            # never lets go of the interpreter lock, which `_die_with` would need.
+            faulthandler.dump_traceback_later(limit + 5, exit=True, file=devnull)
+            outcome = call(judge, prompts, completions)
+            faulthandler.cancel_dump_traceback_later()
+            connection.send_bytes(_pickled(outcome))
+
+
+def _pickled(outcome: list[Verdict] | str) -> bytes:
+    kind = "errors" if isinstance(outcome, str) else "done"
+    try:
+        return pickle.dumps((kind, outcome))
+    except Exception as error:
+        return pickle.dumps(("errors", f"unpicklable verdict: {describe(error)}"))
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)

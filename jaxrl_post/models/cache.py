@@ -1,0 +1,86 @@
+"""Keys and values that later tokens attend to: a growing part and a shared prefix."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+PerLayer = jax.Array | tuple[jax.Array, ...]
+"""One array with a leading layer axis, or a tuple with one array per layer."""
+
+
+def unstack_layers(stacked: PerLayer) -> tuple[jax.Array, ...]:
+    """Splits off the leading layer axis; a tuple is returned as it is."""
+    if isinstance(stacked, tuple):
+        return stacked
+    return tuple(stacked[i] for i in range(stacked.shape[0]))
+
+
+@struct.dataclass
+class Prefix:
+    """A context's keys and values, stored once and attended to by many sequences.
+
+    Attributes:
+      keys, values: ``[L, C, S, Hkv, d]``, or a tuple of L arrays ``[C, S, Hkv, d]``.
+      mask: ``[C, S]`` bool, False at padding.
+      index: ``[B]`` int32, the context of each sequence; None where sequence ``b``
+        belongs to context ``b // (B // C)``, which needs no gather.
+    """
+
+    keys: PerLayer
+    values: PerLayer
+    mask: jax.Array
+    index: jax.Array | None = None
+
+
+@struct.dataclass
+class Cache:
+    """What has been written so far, and the prefix before it.
+
+    The slots before `length` are written, for all rows alike; rows that have ended
+    write padding (segment 0).
+
+    Attributes:
+      keys, values: ``[L, B, N, Hkv, d]``, or a tuple of L arrays ``[B, N, Hkv, d]``.
+        The tuple lets a decoding loop update each layer in place.
+      segment_ids: ``[B, N]`` int32; 0 where nothing, or padding, is written.
+      length: number of slots written, int32 scalar.
+      prefix: what every token attends to besides, or None.
+    """
+
+    keys: PerLayer
+    values: PerLayer
+    segment_ids: jax.Array
+    length: jax.Array
+    prefix: Prefix | None = None
+
+    def as_prefix(self, index: jax.Array | None = None) -> Prefix:
+        """This cache, filled by a context, as the prefix of other sequences."""
+        return Prefix(self.keys, self.values, self.segment_ids > 0, index)
+
+    def unstack(self) -> Cache:
+        """The same cache with one array per layer."""
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = prefix.replace(
+                keys=unstack_layers(prefix.keys), values=unstack_layers(prefix.values)
+            )
+        return self.replace(
+            keys=unstack_layers(self.keys),
+            values=unstack_layers(self.values),
+            prefix=prefix,
+        )
+
+
+def init_cache(
+    layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype
+) -> Cache:
+    """An empty cache of `capacity` slots for `batch` rows."""
+    shape = (layers, batch, capacity, kv_heads, head_dim)
+    return Cache(
+        keys=jnp.zeros(shape, dtype),
+        values=jnp.zeros(shape, dtype),
+        segment_ids=jnp.zeros((batch, capacity), jnp.int32),
+        length=jnp.zeros((), jnp.int32),
+    )

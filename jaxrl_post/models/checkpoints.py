@@ -1,0 +1,178 @@
+"""Where weights are read from: Hugging Face folders, the hub, the embedded base."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxrl_post.errors import InputError
+from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.families import Index, config_from_hf, token_ids
+
+EMBEDDED = {"science_base": Path(__file__).parents[1] / "assets" / "science_base"}
+"""Models that come with the package, by name."""
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+class Checkpoint(Protocol):
+    """A config, a tokenizer and named tensors of which parts can be read.
+
+    Attributes:
+      source: what errors call it.
+      config: the architecture, as the files say it.
+      shapes: shape of every tensor, under the names that transformers uses.
+      problems: what cannot be read, one line each.
+    """
+
+    source: str
+    config: DecoderConfig
+    shapes: Mapping[str, tuple[int, ...]]
+    problems: list[str]
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """The part `index` of a tensor, in the file's precision or better."""
+        ...
+
+    def tokenizer(self) -> Any | None:
+        """The tokenizer, or None where the files have none."""
+        ...
+
+
+def open_checkpoint(path_or_id: str | os.PathLike[str]) -> Checkpoint:
+    """Finds and opens what `models.load` was given; reads no weights yet.
+
+    Raises:
+      InputError: nothing is there, or it is no model; the message says what would be.
+    """
+    name = os.fspath(path_or_id)
+    path = EMBEDDED.get(name, Path(name).expanduser())
+    if name.endswith(".gguf"):
+        from jaxrl_post.models.gguf import GGUFFile
+
+        if not path.is_file():
+            raise InputError(
+                f"{name}: no such file. scripts/get_smollm2.py fetches SmolLM2 as "
+                "models/SmolLM2-135M-Instruct.gguf; other models need their own path."
+            )
+        return GGUFFile(path)
+    if not path.exists():
+        path = _download(name)
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"{name} is no model: a folder with config.json and model.safetensors, a "
+            f".gguf file, a hub id or one of {', '.join(EMBEDDED)} is needed."
+        )
+    return HuggingFaceFolder(path)
+
+
+class HuggingFaceFolder:
+    """``config.json`` and ``model.safetensors``, or several files and their index."""
+
+    def __init__(self, path: Path) -> None:
+        self.source = str(path)
+        self.path = path
+        config = config_from_hf(self._json("config.json"), str(path / "config.json"))
+        generation = self._json("generation_config.json")
+        stop = token_ids(generation.get("eos_token_id")) or config.stop_token_ids
+        self.config = replace(config, stop_token_ids=stop)
+
+    @cached_property
+    def _slices(self) -> dict[str, Any]:
+        """Every tensor, unread, by name."""
+        from safetensors import SafetensorError, safe_open
+
+        index = self._json("model.safetensors.index.json")
+        files = sorted(set(index.get("weight_map", {}).values()))
+        slices: dict[str, Any] = {}
+        for file in files or ["model.safetensors"]:
+            path = self.path / file
+            if not path.is_file():
+                raise InputError(
+                    f"{path}: no such file; weights are read from safetensors only "
+                    "(transformers' save_pretrained writes them)."
+                )
+            try:
+                # read through memory maps that live as long as the slices do
+                handle = safe_open(str(path), framework="np")
+                slices |= {key: handle.get_slice(key) for key in handle.keys()}
+            except SafetensorError as error:
+                raise InputError(f"{path} cannot be read: {error}") from error
+        return slices
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(s.get_shape()) for name, s in self._slices.items()}
+
+    @cached_property
+    def problems(self) -> list[str]:
+        return [
+            f"dtype {s.get_dtype()} of {name} (supported: {', '.join(sorted(_FLOATS))})"
+            for name, s in self._slices.items()
+            if s.get_dtype() not in _FLOATS
+        ]
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        return self._slices[name][index]
+
+    def tokenizer(self) -> Any | None:
+        if not any((self.path / file).is_file() for file in _TOKENIZER_FILES):
+            return None
+        with quiet_import():
+            from transformers import AutoTokenizer
+        return AutoTokenizer.from_pretrained(self.path)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet_import():
+    """Keeps transformers from advising, on its import, to install torch."""
+    key = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
+
+
+def _download(name: str) -> Path:
+    """The local folder of a hub id, fetched where it is not in the cache."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        known = ", ".join(EMBEDDED)
+        raise InputError(
+            f"{name}: no such file or folder, no hub id (owner/name), and none of the "
+            f"embedded models ({known})."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        raise InputError(
+            f"{name} is no local folder, and fetching it from the Hugging Face hub "
+            f"failed ({type(error).__name__}: {error}). Check the name and the "
+            "connection, or give the path of a folder."
+        ) from error

@@ -1,0 +1,210 @@
+"""The decoder layer: RMSNorm, rotary grouped-query attention, gated MLP.
+
+Flax Linen modules, applied functionally: a layer is a pure function of its own
+parameters, and the stack (`models.stack`) scans over them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from jaxrl_post.models.config import DecoderConfig
+
+_MASKED = -1e30
+"""Score of a masked pair. Finite: a padded query, which may attend to nothing, then
+yields some finite average instead of NaN."""
+
+
+@struct.dataclass
+class LayerCache:
+    """One layer's part of a `models.cache.Cache`; shapes as there, less the L."""
+
+    keys: jax.Array
+    values: jax.Array
+    prefix_keys: jax.Array | None = None
+    prefix_values: jax.Array | None = None
+
+
+@struct.dataclass
+class Visibility:
+    """Which slots each query sees; computed once for all layers.
+
+    Attributes:
+      own: ``[B, T, N]`` bool over the cache's slots (or the tokens themselves).
+      prefix: ``[B, S]`` bool over the prefix, or None.
+      index: the prefix row of each sequence, see `models.cache.Prefix`.
+      length: slot at which these tokens are written, or None without a cache.
+    """
+
+    own: jax.Array
+    prefix: jax.Array | None = None
+    index: jax.Array | None = None
+    length: jax.Array | None = None
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary embedding, half-split form; x ``[B, T, H, d]``, positions ``[B, T]``."""
+    half = x.shape[-1] // 2
+    exponents = jnp.arange(half, dtype=jnp.float32)[None, None, None] / half
+    angles = positions[..., None, None].astype(jnp.float32) * theta**-exponents
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def attend(
+    queries: jax.Array,
+    cache: LayerCache,
+    visibility: Visibility,
+) -> jax.Array:
+    """Softmax attention over the prefix's and the own slots together.
+
+    The two parts are scored separately and normalised jointly, so that a prefix
+    shared by a group is neither copied nor concatenated.
+
+    Args:
+      queries: ``[B, T, H, d]``.
+      cache: keys and values, own ``[B, N, Hkv, d]``, prefix ``[C, S, Hkv, d]``.
+      visibility: what each query sees.
+
+    Returns:
+      ``[B, T, H, d]``.
+    """
+    batch, time, heads, dim = queries.shape
+    kv_heads = cache.keys.shape[2]
+    q = queries.reshape(batch, time, kv_heads, heads // kv_heads, dim)
+    q = q * (1.0 / math.sqrt(dim))
+    precise = {"preferred_element_type": jnp.promote_types(q.dtype, jnp.float32)}
+
+    scores = jnp.einsum("btkgd,bnkd->bkgtn", q, cache.keys, **precise)
+    scores = jnp.where(visibility.own[:, None, None], scores, _MASKED)
+    if cache.prefix_keys is None or visibility.prefix is None:
+        weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+        out = jnp.einsum("bkgtn,bnkd->btkgd", weights, cache.values)
+        return out.reshape(batch, time, heads, dim)
+
+    keys, values = cache.prefix_keys, cache.prefix_values
+    if visibility.index is not None:
+        keys, values = keys[visibility.index], values[visibility.index]
+    # With one prefix row per group of adjacent sequences, the group's queries are
+    # one long query: the product reads the shared keys once.
+    rows, members = keys.shape[0], batch // keys.shape[0]
+    grouped = q.reshape(rows, members * time, *q.shape[2:])
+    before = jnp.einsum("cmkgd,cskd->ckgms", grouped, keys, **precise)
+    before = before.reshape(rows, *before.shape[1:3], members, time, -1)
+    before = jnp.moveaxis(before, 3, 1).reshape(*scores.shape[:-1], -1)
+    before = jnp.where(visibility.prefix[:, None, None, None], before, _MASKED)
+
+    size = before.shape[-1]
+    weights = jax.nn.softmax(jnp.concatenate([before, scores], axis=-1), axis=-1)
+    weights = weights.astype(q.dtype)
+    shared = weights[..., :size].reshape(rows, members, *weights.shape[1:4], size)
+    shared = jnp.moveaxis(shared, 1, 3).reshape(
+        rows, *weights.shape[1:3], members * time, size
+    )
+    out = jnp.einsum("ckgms,cskd->cmkgd", shared, values).reshape(q.shape)
+    out = out + jnp.einsum("bkgtn,bnkd->btkgd", weights[..., size:], cache.values)
+    return out.reshape(batch, time, heads, dim)
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * scale``, in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
+        scale = jnp.expand_dims(scale, range(x.ndim - 1))
+        return (wide * inverse * scale.astype(wide.dtype)).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """A linear map onto trailing axes `features`, contracting the last `axes` of x.
+
+    The kernel keeps heads as an axis of its own, so that it can be sharded by heads.
+    """
+
+    features: tuple[int, ...]
+    axes: int = 1
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        contracted = x.shape[x.ndim - self.axes :]
+        fan_in = math.prod(contracted)
+        init = nn.initializers.normal(1.0 / math.sqrt(fan_in))
+        kernel = self.param("kernel", init, (*contracted, *self.features))
+        out = jnp.tensordot(x, kernel.astype(x.dtype), axes=self.axes)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, self.features)
+            out = out + jnp.expand_dims(bias, range(x.ndim - self.axes)).astype(x.dtype)
+        return out
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, positions, visibility, cache):
+        c = self.config
+        heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+        queries = Projection(heads, use_bias=c.qkv_bias, name="q")(x)
+        keys = Projection(kv_heads, use_bias=c.qkv_bias, name="k")(x)
+        values = Projection(kv_heads, use_bias=c.qkv_bias, name="v")(x)
+        if c.qk_norm:
+            queries = RMSNorm(c.rms_norm_eps, name="q_norm")(queries)
+            keys = RMSNorm(c.rms_norm_eps, name="k_norm")(keys)
+        queries = rotate(queries, positions, c.rope_theta)
+        keys = rotate(keys, positions, c.rope_theta)
+        if cache is None:
+            cache = LayerCache(keys, values)
+        else:
+            at = (0, visibility.length, 0, 0)
+            write = jax.lax.dynamic_update_slice
+            cache = cache.replace(
+                keys=write(cache.keys, keys.astype(cache.keys.dtype), at),
+                values=write(cache.values, values.astype(cache.values.dtype), at),
+            )
+        out = attend(queries, cache, visibility)
+        return Projection((c.hidden_size,), axes=2, name="o")(out), cache
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = (self.config.intermediate_size,)
+        gate = Projection(width, name="gate")(x)
+        up = Projection(width, name="up")(x)
+        return Projection((x.shape[-1],), name="down")(nn.silu(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, each with its residual connection."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, positions, visibility, cache=None):
+        eps = self.config.rms_norm_eps
+        normed = RMSNorm(eps, name="attention_norm")(x)
+        out, cache = Attention(self.config, name="attention")(
+            normed, positions, visibility, cache
+        )
+        x = x + out
+        normed = RMSNorm(eps, name="mlp_norm")(x)
+        return x + GatedMLP(self.config, name="mlp")(normed), cache

@@ -1,0 +1,224 @@
+"""Embedding, layers and final norm: a `Policy` from a `DecoderConfig`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_post.models.cache import Cache, init_cache
+from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.layers import DecoderLayer, LayerCache, RMSNorm, Visibility
+from jaxrl_post.models.policy import Policy
+
+_NORM = {"scale": ("norm",)}
+
+
+def decoder(
+    config: DecoderConfig, *, compute_dtype: Any = jnp.float32, remat: bool = False
+) -> Policy:
+    """A decoder-only language model as pure functions.
+
+    Parameters are a plain dict: ``embed`` ``[V, D]``, ``layers`` (each leaf with a
+    leading layer axis, or a tuple with one dict per layer), ``final_norm`` and,
+    unless tied, ``unembed`` ``[V, D]``.
+
+    Args:
+      config: the architecture.
+      compute_dtype: dtype of activations and of the weights inside the layers; the
+        parameters keep their own, softmax and norms are at least float32.
+      remat: recompute each layer's activations in the backward pass.
+
+    Returns:
+      The `Policy`.
+
+    >>> policy = decoder(
+    ...     DecoderConfig(
+    ...         vocab_size=11,
+    ...         hidden_size=8,
+    ...         intermediate_size=16,
+    ...         num_layers=2,
+    ...         num_heads=2,
+    ...         num_kv_heads=1,
+    ...         head_dim=4,
+    ...     )
+    ... )
+    >>> params = policy.init(jax.random.key(0))
+    >>> tokens = jnp.arange(6)[None]
+    >>> hidden, _ = policy.hidden(params, tokens, tokens, jnp.ones_like(tokens))
+    >>> hidden.shape, policy.unembedding(params).shape
+    ((1, 6, 8), (11, 8))
+    """
+    layer = DecoderLayer(config)
+    final_norm = RMSNorm(config.rms_norm_eps)
+
+    def apply_layer(params, x, positions, visibility, cache):
+        return layer.apply({"params": params}, x, positions, visibility, cache)
+
+    if remat:
+        apply_layer = jax.checkpoint(apply_layer)
+
+    def hidden(params, tokens, positions, segment_ids, cache=None):
+        x = params["embed"][tokens].astype(compute_dtype)
+        visibility, cache = _visibility(segment_ids, cache)
+        x, cache = _run_layers(apply_layer, params, x, positions, visibility, cache)
+        return final_norm.apply({"params": params["final_norm"]}, x), cache
+
+    def unembedding(params):
+        return params["embed" if config.tie_embeddings else "unembed"]
+
+    def init(key):
+        embed_key, layer_key, head_key = jax.random.split(key, 3)
+        x = jnp.zeros((1, 1, config.hidden_size))
+        ids = jnp.zeros((1, 1), jnp.int32)
+        visibility = Visibility(jnp.ones((1, 1, 1), bool))
+
+        def init_layer(key):
+            return layer.init(key, x, ids, visibility)["params"]
+
+        shape = (config.rows, config.hidden_size)
+        scale = config.hidden_size**-0.5
+        params = {
+            "embed": scale * jax.random.normal(embed_key, shape),
+            "layers": jax.vmap(init_layer)(
+                jax.random.split(layer_key, config.num_layers)
+            ),
+            "final_norm": {"scale": jnp.ones((config.hidden_size,))},
+        }
+        if not config.tie_embeddings:
+            params["unembed"] = scale * jax.random.normal(head_key, shape)
+        return params
+
+    def empty_cache(batch, capacity):
+        return init_cache(
+            config.num_layers,
+            batch,
+            capacity,
+            config.num_kv_heads,
+            config.head_dim,
+            compute_dtype,
+        )
+
+    return Policy(
+        config=config,
+        hidden=hidden,
+        unembedding=unembedding,
+        logical_axes=logical_axes(config),
+        init=init,
+        init_cache=empty_cache,
+        vocab_size=config.vocab_size,
+    )
+
+
+def unstack_params(params: chex.ArrayTree) -> chex.ArrayTree:
+    """The same parameters with ``layers`` as a tuple of one dict per layer.
+
+    A decoding loop wants this: a scan over stacked weights copies each layer's
+    weights out of the stack at every token.
+    """
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return params
+    count = jax.tree.leaves(layers)[0].shape[0]
+    split = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))
+    return {**params, "layers": split}
+
+
+def logical_axes(config: DecoderConfig) -> dict[str, Any]:
+    """Axis names of every parameter; see `Policy.logical_axes`."""
+
+    def projection(*axes, bias=False):
+        named = {"kernel": ("layers", *axes)}
+        return {**named, "bias": ("layers", *axes[1:])} if bias else named
+
+    norm = {"scale": ("layers", "norm")}
+    attention = {
+        "q": projection("embed", "heads", "head_dim", bias=config.qkv_bias),
+        "k": projection("embed", "kv_heads", "head_dim", bias=config.qkv_bias),
+        "v": projection("embed", "kv_heads", "head_dim", bias=config.qkv_bias),
+        "o": projection("heads", "head_dim", "embed"),
+    }
+    if config.qk_norm:
+        attention |= {"q_norm": norm, "k_norm": norm}
+    axes = {
+        "embed": ("vocab", "embed"),
+        "layers": {
+            "attention_norm": norm,
+            "attention": attention,
+            "mlp_norm": norm,
+            "mlp": {
+                "gate": projection("embed", "mlp"),
+                "up": projection("embed", "mlp"),
+                "down": projection("mlp", "embed"),
+            },
+        },
+        "final_norm": _NORM,
+    }
+    if not config.tie_embeddings:
+        axes["unembed"] = ("vocab", "embed")
+    return axes
+
+
+def _visibility(
+    segment_ids: jax.Array, cache: Cache | None
+) -> tuple[Visibility, Cache | None]:
+    """What the new tokens see, and the cache with their segment ids written."""
+    batch, time = segment_ids.shape
+    if cache is None:
+        slots, length, seen = jnp.arange(time), 0, segment_ids
+    else:
+        length = cache.length
+        seen = jax.lax.dynamic_update_slice(
+            cache.segment_ids, segment_ids.astype(jnp.int32), (0, length)
+        )
+        slots = jnp.arange(seen.shape[1])
+        cache = cache.replace(segment_ids=seen, length=length + time)
+    query_slots = length + jnp.arange(time)
+    causal = slots[None, None, :] <= query_slots[None, :, None]
+    own = causal & (segment_ids[:, :, None] == seen[:, None, :])
+    own &= (segment_ids > 0)[:, :, None]
+    if cache is None:
+        return Visibility(own), None
+    if cache.prefix is None:
+        return Visibility(own, length=length), cache
+    prefix = cache.prefix
+    if prefix.index is not None:
+        mask = prefix.mask[prefix.index]
+    else:
+        mask = jnp.repeat(prefix.mask, batch // prefix.mask.shape[0], axis=0)
+    return Visibility(own, mask, prefix.index, length), cache
+
+
+def _run_layers(apply_layer, params, x, positions, visibility, cache):
+    """Scans over stacked layers, or loops over a tuple of them."""
+    layers, prefix = params["layers"], None if cache is None else cache.prefix
+    layer_caches = None
+    if cache is not None:
+        shared = (None, None) if prefix is None else (prefix.keys, prefix.values)
+        layer_caches = LayerCache(cache.keys, cache.values, *shared)
+
+    if not isinstance(layers, tuple):
+
+        def body(x, layer):
+            return apply_layer(layer[0], x, positions, visibility, layer[1])
+
+        x, layer_caches = jax.lax.scan(body, x, (layers, layer_caches))
+    else:
+        written = []
+        for i, layer in enumerate(layers):
+            here = None
+            if layer_caches is not None:
+                # fields are tuples with one array per layer, or stacked arrays
+                fields = vars(layer_caches).items()
+                here = LayerCache(**{k: None if v is None else v[i] for k, v in fields})
+            x, here = apply_layer(layer, x, positions, visibility, here)
+            written.append(here)
+        if cache is not None:
+            layer_caches = LayerCache(
+                tuple(c.keys for c in written), tuple(c.values for c in written)
+            )
+    if cache is None:
+        return x, None
+    return x, cache.replace(keys=layer_caches.keys, values=layer_caches.values)

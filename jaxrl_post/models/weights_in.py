@@ -1,0 +1,199 @@
+"""`load`: a checkpoint's files become a policy and its parameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_post.errors import InputError
+from jaxrl_post.models.checkpoints import Checkpoint, open_checkpoint
+from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.families import Index, TensorRule, tensor_rules
+from jaxrl_post.models.policy import Policy
+from jaxrl_post.models.stack import decoder
+from jaxrl_post.sharding.rules import Rules, param_shardings
+
+
+def load(
+    path_or_id: str | os.PathLike[str],
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Rules | None = None,
+    dtype: Any = jnp.float32,
+    *,
+    compute_dtype: Any = None,
+    remat: bool = False,
+) -> tuple[Policy, chex.ArrayTree, Any | None]:
+    """Opens a model: its functions, its parameters and its tokenizer.
+
+    Weights are read one leaf of the tree at a time; with a mesh every device's part
+    is read by itself, so that no host holds the model.
+
+    Args:
+      path_or_id: a Hugging Face folder (safetensors), a hub id, a ``.gguf`` file, or
+        ``"science_base"``, the model that comes with the package.
+      mesh: devices to spread the parameters over; None: the default device.
+      rules: entries that replace those of `sharding.RULES`.
+      dtype: of the parameters; training wants float32 master weights.
+      compute_dtype: of activations; None: float32 on CPU, else bfloat16.
+      remat: see `stack.decoder`.
+
+    Returns:
+      The `Policy`, the parameters, and the tokenizer (a transformers tokenizer; None
+      where the files have none). The policy's `vocab_size` is the number of the
+      tokenizer's tokens: rows of the embedding beyond it are padding and never
+      sampled.
+
+    Raises:
+      InputError: there is no such model, its architecture is not supported, or its
+        tensors do not fit it; every missing, unexpected and mis-shaped tensor is
+        listed.
+    """
+    checkpoint = open_checkpoint(path_or_id)
+    tokenizer = checkpoint.tokenizer()
+    config = _fit_vocabulary(checkpoint.config, tokenizer, checkpoint.source)
+    rules_by_leaf = list(tensor_rules(config))
+    _check_tensors(checkpoint, config, rules_by_leaf)
+
+    if compute_dtype is None:
+        on_cpu = jax.default_backend() == "cpu"
+        compute_dtype = jnp.float32 if on_cpu else jnp.bfloat16
+    policy = decoder(config, compute_dtype=compute_dtype, remat=remat)
+    shapes: dict[str, Any] = {}
+    for rule in rules_by_leaf:
+        layers = (config.num_layers,) if rule.per_layer else ()
+        shape = jax.ShapeDtypeStruct((*layers, *rule.shape), dtype)
+        _set(shapes, rule.path, shape)
+    shardings = None
+    if mesh is not None:
+        shardings = param_shardings(shapes, policy.logical_axes, mesh, rules)
+
+    params: dict[str, Any] = {}
+    for rule in rules_by_leaf:
+        shape = _get(shapes, rule.path).shape
+
+        def read(index, rule=rule, shape=shape):
+            return _read_leaf(checkpoint, rule, index, shape, dtype)
+
+        if shardings is None:
+            leaf = jnp.asarray(read((slice(None),) * len(shape)))
+        else:
+            leaf = jax.make_array_from_callback(
+                shape, _get(shardings, rule.path), _once_per_part(read)
+            )
+        _set(params, rule.path, leaf)
+    return policy, params, tokenizer
+
+
+def stop_token_ids(policy: Policy, tokenizer: Any | None = None) -> tuple[int, ...]:
+    """Every token that ends an answer: the checkpoint's list and the tokenizer's."""
+    ids = set(policy.config.stop_token_ids)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return tuple(sorted(ids))
+
+
+def _read_leaf(
+    checkpoint: Checkpoint, rule: TensorRule, index: Index, shape, dtype
+) -> np.ndarray:
+    """The part `index` of a leaf, layer by layer into one host array."""
+    if not rule.per_layer:
+        block = checkpoint.read(rule.name, rule.file_index(index))
+        return np.asarray(rule.from_file(block, index), dtype)
+    sizes = [len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)]
+    out = np.empty(sizes, dtype)
+    for i, layer in enumerate(range(*index[0].indices(shape[0]))):
+        name = rule.name.format(layer=layer)
+        block = checkpoint.read(name, rule.file_index(index[1:]))
+        out[i] = rule.from_file(block, index[1:])
+    return out
+
+
+def _once_per_part(read):
+    """Reads parts that several devices share only once."""
+    parts: dict[Any, np.ndarray] = {}
+
+    def cached(index):
+        key = tuple((part.start, part.stop) for part in index)
+        if key not in parts:
+            parts[key] = read(index)
+        return parts[key]
+
+    return cached
+
+
+def _fit_vocabulary(
+    config: DecoderConfig, tokenizer: Any | None, source: str
+) -> DecoderConfig:
+    """Tokens that the tokenizer does not have become padding."""
+    if tokenizer is None:
+        return config
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens > config.rows:
+        raise InputError(
+            f"{source}: the tokenizer has {tokens} tokens, the embedding only "
+            f"{config.rows} rows; they do not belong together."
+        )
+    return replace(config, vocab_size=tokens, padded_vocab_size=config.rows)
+
+
+def _check_tensors(
+    checkpoint: Checkpoint, config: DecoderConfig, rules: Iterable[TensorRule]
+) -> None:
+    """One error for everything that does not fit."""
+    expected = {
+        rule.name.format(layer=layer): rule.file_shape
+        for rule in rules
+        for layer in (range(config.num_layers) if rule.per_layer else (0,))
+    }
+    found = {
+        name: shape
+        for name, shape in checkpoint.shapes.items()
+        if not name.endswith("rotary_emb.inv_freq")  # a buffer of old releases
+    }
+    problems = [f"missing: {name}" for name in expected if name not in found]
+    if config.tie_embeddings and "lm_head.weight" in found:
+        del found["lm_head.weight"]
+        if not _same(checkpoint, "lm_head.weight", "model.embed_tokens.weight"):
+            problems.append(
+                "unexpected: lm_head.weight, which differs from the embedding although "
+                "tie_word_embeddings is true (set it to false to use it)"
+            )
+    problems += [f"unexpected: {name}" for name in found if name not in expected]
+    problems += [
+        f"mis-shaped: {name} is {found[name]}, the config asks for {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    problems += checkpoint.problems
+    if problems:
+        raise InputError(
+            f"{checkpoint.source}: {len(problems)} tensor(s) do not fit the "
+            f"{config.family} config:" + "".join(f"\n  {p}" for p in problems)
+        )
+
+
+def _same(checkpoint: Checkpoint, first: str, second: str) -> bool:
+    shapes = checkpoint.shapes
+    if shapes[first] != shapes.get(second):
+        return False
+    whole = (slice(None),) * len(shapes[first])
+    return np.array_equal(checkpoint.read(first, whole), checkpoint.read(second, whole))
+
+
+def _get(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _set(tree: dict[str, Any], path: tuple[str, ...], leaf: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf

@@ -1,0 +1,195 @@
+"""`save`: a policy and its parameters become a folder that transformers opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chex
+import numpy as np
+
+from jaxrl_post.errors import InputError
+from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.families import TensorRule, config_to_hf, tensor_rules
+from jaxrl_post.models.policy import Policy
+from jaxrl_post.models.weights_in import stop_token_ids
+
+_INDEX = "model.safetensors.index.json"
+
+
+def save(
+    policy: Policy,
+    params: chex.ArrayTree,
+    tokenizer: Any | None,
+    path: str | os.PathLike[str],
+    *,
+    max_shard_bytes: int = 5 * 2**30,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a Hugging Face folder: weights, config, generation config, tokenizer.
+
+    The folder appears whole or not at all: it is written beside `path` and renamed.
+    Weights keep the dtype of `params`; padding rows of the embedding are written too.
+
+    Args:
+      policy: the policy, of `models.load` or `stack.decoder`.
+      params: its parameters, layers stacked or not.
+      tokenizer: a transformers tokenizer, or None to write none.
+      path: the folder to write.
+      max_shard_bytes: weights beyond it go to several files with an index.
+      overwrite: replace a model that is already there.
+
+    Returns:
+      The path.
+
+    Raises:
+      InputError: `path` exists and holds something, or the parameters do not fit the
+        policy's config.
+    """
+    path = Path(path).expanduser()
+    _refuse(path, overwrite)
+    config = policy.config
+    settings = config_to_hf(config)
+    leaves = _leaves(config, params)
+    dtype = next(iter(leaves.values())).dtype
+    stop = stop_token_ids(policy, tokenizer)
+    ids = {
+        "bos_token_id": getattr(tokenizer, "bos_token_id", None),
+        "eos_token_id": (stop[0] if len(stop) == 1 else list(stop)) if stop else None,
+        "pad_token_id": getattr(tokenizer, "pad_token_id", None),
+    }
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    folder = scratch / "model"
+    try:
+        folder.mkdir()
+        _write_weights(config, leaves, folder, max_shard_bytes)
+        _write_json(folder / "config.json", settings | ids | {"dtype": str(dtype)})
+        _write_json(folder / "generation_config.json", ids)
+        for file in folder.glob("*.safetensors"):  # safetensors makes them private
+            file.chmod((folder / "config.json").stat().st_mode)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if path.exists():
+            path.rename(scratch / "replaced")
+        folder.rename(path)
+    finally:
+        shutil.rmtree(scratch)
+    return path
+
+
+def _refuse(path: Path, overwrite: bool) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"{path} exists; give overwrite=True or another path.")
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path} exists and is no model; it is not overwritten.")
+
+
+def _leaves(config: DecoderConfig, params: Any) -> dict[TensorRule, Any]:
+    """Every leaf, or one error that lists what is missing, left over, mis-shaped."""
+    unread = _flatten(params)
+    leaves, problems = {}, []
+    for rule in tensor_rules(config):
+        leaf = unread.pop(".".join(rule.path), None)
+        expected = (config.num_layers, *rule.shape) if rule.per_layer else rule.shape
+        if leaf is None:
+            problems.append(f"missing: {'.'.join(rule.path)}")
+        elif leaf.shape != expected:
+            problems.append(
+                f"mis-shaped: {'.'.join(rule.path)} is {leaf.shape}, the config asks "
+                f"for {expected}"
+            )
+        leaves[rule] = leaf
+    problems += [f"unexpected: {name}" for name in unread]
+    if problems:
+        raise InputError(
+            f"{len(problems)} parameter(s) do not fit the {config.family} config:"
+            + "".join(f"\n  {problem}" for problem in problems)
+        )
+    return leaves
+
+
+class _Unstacked:
+    """A tuple of per-layer arrays that looks like the stacked one."""
+
+    def __init__(self, layers: tuple[Any, ...]) -> None:
+        self.layers = layers
+        self.dtype = layers[0].dtype
+        self.shape = (len(layers), *layers[0].shape)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.stack([np.asarray(layer) for layer in self.layers])
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, tuple):
+            layers = [_flatten(layer, f"{name}.") for layer in value]
+            flat |= {
+                k: _Unstacked(tuple(part[k] for part in layers)) for k in layers[0]
+            }
+        elif isinstance(value, dict):
+            flat |= _flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _tensors(
+    config: DecoderConfig, leaves: dict[TensorRule, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors as files have them, one leaf on the host at a time."""
+    for rule, leaf in leaves.items():
+        leaf = np.asarray(leaf)
+        if not rule.per_layer:
+            yield rule.name, rule.to_file(leaf)
+            continue
+        for layer in range(config.num_layers):
+            yield rule.name.format(layer=layer), rule.to_file(leaf[layer])
+
+
+def _write_weights(
+    config: DecoderConfig, leaves: dict[TensorRule, Any], folder: Path, limit: int
+) -> None:
+    from safetensors.numpy import save_file
+
+    shards: list[list[str]] = []
+    shard: dict[str, np.ndarray] = {}
+    total = 0
+
+    def flush():
+        save_file(shard, folder / f"{len(shards)}.tmp", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    for name, tensor in _tensors(config, leaves):
+        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > limit:
+            flush()
+        shard[name] = tensor
+        total += tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (folder / "0.tmp").rename(folder / "model.safetensors")
+        return
+    weight_map = {}
+    for i, names in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"{i}.tmp").rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(folder / _INDEX, index)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps({k: v for k, v in content.items() if v is not None}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")

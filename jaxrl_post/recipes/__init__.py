@@ -1,0 +1,27 @@
+"""Algorithms as data: what a group becomes, what is minimised, who teaches."""
+
+from jaxrl_post.recipes.batch import Batch as Batch
+from jaxrl_post.recipes.batch import split_batch as split_batch
+from jaxrl_post.recipes.groups import Groups as Groups
+from jaxrl_post.recipes.grpo import grpo as grpo
+from jaxrl_post.recipes.recipe import Recipe as Recipe
+from jaxrl_post.recipes.recipe import Teacher as Teacher
+from jaxrl_post.recipes.recipe import Term as Term
+from jaxrl_post.recipes.recipe import Views as Views
+from jaxrl_post.recipes.registry import make as make
+from jaxrl_post.recipes.transforms import DynamicSampling as DynamicSampling
+from jaxrl_post.recipes.transforms import OverlongPenalty as OverlongPenalty
+
+__all__ = (
+    "Batch",
+    "DynamicSampling",
+    "Groups",
+    "OverlongPenalty",
+    "Recipe",
+    "Teacher",
+    "Term",
+    "Views",
+    "grpo",
+    "make",
+    "split_batch",
+)

@@ -1,0 +1,222 @@
+"""GRPO and the family around it: DAPO, Dr. GRPO, GSPO, CISPO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_post import losses
+from jaxrl_post.advantages import group_relative
+from jaxrl_post.losses import presets
+from jaxrl_post.recipes.batch import Batch
+from jaxrl_post.recipes.recipe import Recipe, Scores, Term, Views, weighted
+from jaxrl_post.recipes.transforms import DynamicSampling, OverlongPenalty
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    **{
+        name: {**presets.ADVANTAGES.get(name, {}), **presets.POLICY_GRADIENT[name]}
+        for name in presets.POLICY_GRADIENT
+    },
+    "dapo": {"clip_high": 0.28, "dynamic_sampling": True, "reduction": "token_mean"},
+    "dr_grpo": {**presets.ADVANTAGES["dr_grpo"], "reduction": "constant"},
+    "gspo": {
+        "importance": "sequence",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "reduction": "sequence_mean",
+    },
+    "cispo": {"importance": "clipped"},
+}
+"""Arguments of `grpo` that make it a named relative, or a library's reading of it."""
+
+
+def grpo(
+    *,
+    importance: Literal["token", "sequence", "clipped"] = "token",
+    clip_low: float | None = 0.2,
+    clip_high: float | None = 0.2,
+    dual_clip: float | None = None,
+    log_ratio_clamp: float | None = 20.0,
+    reduction: str = "token_mean",
+    max_length: int | None = None,
+    scale: Literal["std", "none", "batch"] = "std",
+    ddof: int = 0,
+    eps: float = 1e-6,
+    leave_one_out: bool = False,
+    kl_weight: float = 0.0,
+    kl_estimator: str = "k3",
+    kl_clamp: float | None = None,
+    entropy_weight: float = 0.0,
+    truncated_importance: float | None = None,
+    truncated_importance_level: Literal["token", "sequence"] = "token",
+    overlong_buffer: int | None = None,
+    overlong_penalty: float = 1.0,
+    mask_truncated: bool = False,
+    dynamic_sampling: bool = False,
+    max_sampling_rounds: int = 10,
+    log_entropy: bool = True,
+) -> Recipe:
+    """Group relative policy optimization (arXiv 2402.03300).
+
+    ``loss = policy gradient + kl_weight * KL(student, reference) - entropy_weight * H``
+
+    Args:
+      importance: "token", the clipped surrogate; "sequence", GSPO; "clipped", CISPO.
+      clip_low, clip_high: widths of the clip; None for none on that side.
+      dual_clip: bound on the loss of negative advantages, for "token".
+      log_ratio_clamp: bound on log-ratios before they are exponentiated, for "token".
+      reduction: mode of `losses.reduce`.
+      max_length: response length that "constant" divides by, and at which the length
+        penalty is whole.
+      scale, ddof, eps, leave_one_out: of `advantages.group_relative`.
+      kl_weight, kl_estimator, kl_clamp: of the KL to the initial policy; with weight 0
+        there is no reference model.
+      entropy_weight: of the entropy bonus.
+      truncated_importance: cap of the weights that correct for the sampler's
+        distribution; None for none.
+      truncated_importance_level: "token" or "sequence".
+      overlong_buffer: tokens before `max_length` over which the length penalty grows;
+        None for no penalty.
+      overlong_penalty: its size.
+      mask_truncated: leave truncated completions out of the loss.
+      dynamic_sampling: drop groups without variance and draw others.
+      max_sampling_rounds: bound on that; 0 for none.
+      log_entropy: log the policy's entropy.
+
+    Raises:
+      ValueError: for arguments that contradict each other.
+
+    >>> print(grpo(kl_weight=0.01))
+    grpo
+      1 x policy_gradient (token_mean)
+      0.01 x kl (token_mean, reads reference)
+    """
+    if importance not in ("token", "sequence", "clipped"):
+        raise ValueError(
+            f"importance is {importance!r}; it is one of token, sequence, clipped."
+        )
+    if importance != "token" and dual_clip is not None:
+        raise ValueError(f"dual_clip={dual_clip} belongs to importance='token'.")
+    if max_length is None and (reduction == "constant" or overlong_buffer is not None):
+        raise ValueError(
+            "reduction='constant' and overlong_buffer need max_length, the response "
+            "length that they measure against."
+        )
+    denominator = None
+    if reduction == "constant":
+        denominator = partial(_rows_times_length, length=max_length)
+    shared = {"reduction": reduction, "denominator": denominator}
+
+    clips = {"clip_low": clip_low, "clip_high": clip_high}
+    if importance == "token":
+        clips |= {"dual_clip": dual_clip, "log_ratio_clamp": log_ratio_clamp}
+    correction = None
+    if truncated_importance is not None:
+        correction = partial(
+            losses.truncated_importance_weights,
+            threshold=truncated_importance,
+            level=truncated_importance_level,
+        )
+    terms = weighted(
+        Term(
+            "policy_gradient",
+            scores=sampled_logps,
+            loss=partial(
+                _policy_gradient, kind=importance, clips=clips, correction=correction
+            ),
+            metrics=ratio_metrics,
+            **shared,
+        ),
+        Term(
+            "kl",
+            scores=reference_logps,
+            loss=partial(_reference_kl, estimator=kl_estimator, clamp=kl_clamp),
+            weight=kl_weight,
+            needs=frozenset({"reference"}),
+            **shared,
+        ),
+        Term(
+            "entropy_bonus",
+            scores=entropy,
+            loss=lambda scores, batch: -scores["entropy"],
+            weight=entropy_weight,
+            **shared,
+        ),
+    )
+    transforms: tuple = (DynamicSampling(),) if dynamic_sampling else ()
+    if overlong_buffer is not None and max_length is not None:
+        transforms += (OverlongPenalty(max_length, overlong_buffer, overlong_penalty),)
+    return Recipe(
+        "grpo",
+        terms,
+        advantages=partial(
+            group_relative, scale=scale, ddof=ddof, eps=eps, leave_one_out=leave_one_out
+        ),
+        group_transforms=transforms,
+        mask_truncated=mask_truncated,
+        max_sampling_rounds=max_sampling_rounds,
+        log_entropy=log_entropy,
+    )
+
+
+def sampled_logps(views: Views) -> Scores:
+    """The student's log-probs of the sampled tokens, ``logps``."""
+    return {"logps": views.student.log_probs(views.tokens)}
+
+
+def reference_logps(views: Views) -> Scores:
+    """``logps`` and the reference policy's, ``ref_logps``."""
+    assert views.reference is not None
+    return sampled_logps(views) | {"ref_logps": views.reference.log_probs(views.tokens)}
+
+
+def entropy(views: Views) -> Scores:
+    """The student's entropy in nats, ``entropy``."""
+    return {"entropy": views.student.entropy()}
+
+
+def old_logps(scores: Scores, batch: Batch) -> jax.Array:
+    """The batch's old log-probs; where it has none, the current ones, detached."""
+    old = scores["logps"] if batch.old_logps is None else jnp.asarray(batch.old_logps)
+    return jax.lax.stop_gradient(old)
+
+
+def ratio_metrics(scores: Scores, batch: Batch) -> Scores:
+    """How far the policy has moved from the batch, and the sampler from the policy."""
+    old = old_logps(scores, batch)
+    metrics = {"policy/kl_to_old": losses.reference_kl(scores["logps"], old)}
+    if batch.sampler_logps is not None:
+        metrics["sampler/logp_gap"] = jnp.abs(old - batch.sampler_logps)
+    return metrics
+
+
+def _policy_gradient(scores, batch, *, kind, clips, correction):
+    logps, old = scores["logps"], old_logps(scores, batch)
+    if kind == "sequence":
+        loss = losses.sequence_policy_gradient(
+            logps, old, batch.advantages, batch.loss_mask, **clips
+        )
+    else:
+        loss_fn = {
+            "token": losses.clipped_policy_gradient,
+            "clipped": losses.clipped_importance_policy_gradient,
+        }[kind]
+        loss = loss_fn(logps, old, batch.advantages, **clips)
+    if correction is not None:
+        loss = loss * correction(old, batch.sampler_logps, batch.loss_mask)
+    return loss
+
+
+def _reference_kl(scores, batch, *, estimator, clamp):
+    del batch
+    return losses.reference_kl(
+        scores["logps"], scores["ref_logps"], estimator=estimator, clamp=clamp
+    )
+
+
+def _rows_times_length(batch: Batch, *, length: int) -> jax.Array:
+    return length * jnp.sum(batch.sequence_mask).astype(jnp.float32)

@@ -1,0 +1,56 @@
+"""Recipes by name, for configs; composers call the functions themselves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.recipes.grpo import PRESETS as GRPO_PRESETS
+from jaxrl_post.recipes.grpo import grpo
+from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.tasks.lookup import resolve
+
+_RECIPES: Mapping[str, Callable[..., Recipe]] = {"grpo": grpo}
+_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"grpo": GRPO_PRESETS}
+
+
+def make(name: str, **arguments: Any) -> Recipe:
+    """The recipe `name` with these arguments.
+
+    Args:
+      name: a built-in recipe, or ``my_module:my_recipe``, a function that returns one.
+      **arguments: of that function; ``preset``, for built-in recipes, names a set of
+        arguments that the others override.
+
+    Raises:
+      InputError: unknown name, preset or argument, with the nearest one that exists.
+
+    >>> make("grpo", preset="dr_grpo", max_length=64).terms[0].reduction
+    'constant'
+    """
+    if ":" in name:
+        factory: Callable[..., Recipe] = resolve(name)
+    elif name in _RECIPES:
+        factory = _RECIPES[name]
+    else:
+        raise InputError(f"recipe.name={name!r}: {nearest(name, _RECIPES)}")
+    known = inspect.signature(factory).parameters
+    if "preset" in arguments and "preset" not in known:
+        preset = arguments.pop("preset")
+        choices = _PRESETS.get(name, {})
+        if preset not in choices:
+            raise InputError(f"recipe.preset={preset!r}: {nearest(preset, choices)}")
+        arguments = {**choices[preset], **arguments}
+    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    if not free and (unknown := [key for key in arguments if key not in known]):
+        problems = "; ".join(f"recipe.{k}: {nearest(k, known)}" for k in unknown)
+        raise InputError(f"Recipe {name!r} has no such argument: {problems}")
+    try:
+        recipe = factory(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"recipe {name!r}: {error}") from error
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"{name!r} returned {type(recipe).__name__}, not a Recipe.")
+    return recipe

@@ -1,0 +1,14 @@
+"""Pages from run folders: what happened in a run, in one file that works offline."""
+
+from jaxrl_post.report.evaluations import Comparison, GainSplit, compare_evaluations
+from jaxrl_post.report.page import build
+from jaxrl_post.report.run import Run, read_run
+
+__all__ = [
+    "Comparison",
+    "GainSplit",
+    "Run",
+    "build",
+    "compare_evaluations",
+    "read_run",
+]

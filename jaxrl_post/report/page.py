@@ -1,0 +1,214 @@
+"""The page itself: ``report.html``, one file without links to anything outside."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxrl_post.report import panels
+from jaxrl_post.report.evaluations import (
+    Comparison,
+    compare_evaluations,
+    format_interval,
+    format_score,
+)
+from jaxrl_post.report.run import Run, read_run
+from jaxrl_post.training.metrics import replace_text
+from jaxrl_post.training.progress import format_seconds
+from jaxrl_post.training.statistics import Estimate
+
+SAMPLES_PER_STEP = 6
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def build(run_dir: str | Path) -> Path:
+    """Writes a run's ``report.html``: curves, evaluations and sampled completions.
+
+    It shows what there is: a run may be unfinished, or not have made its first step.
+
+    Args:
+      run_dir: the run's folder.
+
+    Returns:
+      The page's path. The file needs neither network nor other files.
+
+    Raises:
+      InputError: where the folder is missing, or is no run.
+    """
+    run = read_run(run_dir)
+    # "." has no name of its own.
+    name = html.escape(run.path.resolve().name)
+    parts = [_header(run, name), _evaluations(run)]
+    charts = panels.sections(run)
+    further = charts.pop("Further metrics", [])
+    speed = "".join(charts.pop("Speed", []) + [panels.time_bar(run)])
+    parts += [_section(title, "".join(items)) for title, items in charts.items()]
+    parts += [_section("Speed", speed), _samples(run)]
+    if further:
+        body = f'<div class="grid">{"".join(further)}</div>'
+        parts.append(f"<details><summary>Further metrics</summary>{body}</details>")
+    if run.config_text:
+        text = html.escape(run.config_text)
+        parts.append(f"<details><summary>Config</summary><pre>{text}</pre></details>")
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    body = "\n".join(filter(None, parts))
+    path = run.path / "report.html"
+    replace_text(path, _PAGE.format(title=name, style=style, body=body))
+    return path
+
+
+def _header(run: Run, name: str) -> str:
+    named = [run.setting(key) for key in ("recipe.name", "task.name", "model.path")]
+    recipe, task, model = (html.escape(str(x)) if x else "" for x in named)
+    lead = " ".join(
+        filter(
+            None,
+            (recipe, task and f"on {task},", model and f"starting from {model}"),
+        )
+    )
+    total = run.setting("training.steps")
+    prompts, group = (
+        run.setting(f"training.{key}") for key in ("prompts_per_step", "group_size")
+    )
+    times = [y for p in panels.PHASES for _, y in run.series(f"time/{p}") if y]
+    facts = {
+        "Steps": f"{run.last_step} of {total}" if total else run.last_step,
+        "Time": format_seconds(sum(times)) if times else None,
+        "Batch": f"{prompts} prompts × {group}" if prompts and group else None,
+        "Learning rate": run.setting("optimizer.learning_rate"),
+        "Temperature": run.setting("sampling.temperature"),
+        "Seed": run.setting("run.seed"),
+    }
+    items = "".join(
+        f"<div><dt>{label}</dt><dd>{html.escape(str(value))}</dd></div>"
+        for label, value in facts.items()
+        if value is not None
+    )
+    lead = f"<p>{lead}</p>" if lead else ""
+    empty = "" if run.rows else "<p>No step has been finished yet.</p>"
+    facts_list = f"<dl>{items}</dl>" if items else ""
+    return f"<header><h1>{name}</h1>{lead}</header>{facts_list}{empty}"
+
+
+def _evaluations(run: Run) -> str:
+    comparisons = compare_evaluations(run.rows)
+    if not comparisons:
+        return ""
+    cards = "".join(_comparison(run, comparison) for comparison in comparisons)
+    return (
+        f"<section><h2>Evaluation</h2>{cards}"
+        '<p class="note">avg@k: accuracy of one answer. pass@k: at least one of k is '
+        "right. maj@k: the most frequent answer is right. Small figures are 95 % "
+        "intervals over questions.</p></section>"
+    )
+
+
+def _comparison(run: Run, comparison: Comparison) -> str:
+    """The scores of a block as a table, their curves beside it."""
+    final = f"Step {comparison.final_step}"
+    columns = {"Base": comparison.base, final: comparison.final}
+    columns = {head: scores for head, scores in columns.items() if scores}
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        f"{''.join(_score(name, scores) for scores in columns.values())}"
+        f"{_gain(name, comparison.gain(name)) if len(columns) > 1 else ''}</tr>"
+        for name in comparison.names
+    )
+    heads = "".join(f"<th>{head}</th>" for head in columns)
+    heads += "<th>Gain</th>" if len(columns) > 1 else ""
+    note = ""
+    if split := comparison.split:
+        note = (
+            f'<p class="note">Of the gain, {split.parsing:+.3f} comes from answers '
+            f"that parse, {split.correctness:+.3f} from answers that are right.</p>"
+        )
+    chart = panels.evaluation_chart(run, comparison.block) if comparison.final else ""
+    return (
+        f'<article><div class="scroll"><table class="scores"><thead><tr>'
+        f"<th>{html.escape(comparison.block)}</th>{heads}</tr></thead>"
+        f"<tbody>{rows}</tbody></table>{note}</div>{chart}</article>"
+    )
+
+
+def _score(name: str, scores: Mapping[str, Estimate]) -> str:
+    if name not in scores:
+        return "<td></td>"
+    interval = format_interval(scores[name])
+    small = f"<small>{interval}</small>" if interval else ""
+    return f"<td>{format_score(name, scores[name].value)}{small}</td>"
+
+
+def _gain(name: str, gain: float | None) -> str:
+    # A longer answer is neither better nor worse.
+    tone = "" if not gain or name == "length" else "good" if gain > 0 else "bad"
+    words = "" if gain is None else format_score(name, gain, signed=True)
+    return f'<td class="{tone}">{words}</td>'
+
+
+def _section(title: str, charts: str) -> str:
+    if not charts:
+        return ""
+    return f'<section><h2>{title}</h2><div class="grid">{charts}</div></section>'
+
+
+def _samples(run: Run) -> str:
+    if not run.completion_files:
+        return ""
+    steps = sorted({min(run.completion_files), max(run.completion_files)})
+    parts = []
+    for step in steps:
+        rows = "".join(map(_sample, run.completions(step, SAMPLES_PER_STEP)))
+        parts.append(
+            f'<h3>Step {step}</h3><div class="scroll"><table class="samples"><thead>'
+            "<tr><th>Prompt</th><th>Response</th><th>Judgement</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table></div>"
+        )
+    return f"<section><h2>Completions</h2>{''.join(parts)}</section>"
+
+
+def _sample(row: Mapping[str, Any]) -> str:
+    reward, success = row.get("reward"), row.get("success")
+    words, tone = "not judged" if reward is None else "", "muted"
+    if success is not None:
+        words, tone = ("right", "good") if success else ("wrong", "bad")
+    judgement = [f'<span class="{tone}">{words}</span>'] if words else []
+    if reward is not None:
+        judgement.append(f"reward {reward:g}")
+    if isinstance(row.get("advantage"), int | float):
+        judgement.append(f"<small>advantage {row['advantage']:+.2f}</small>")
+    if row.get("feedback"):
+        judgement.append(f"<small>{html.escape(str(row['feedback']))}</small>")
+    return (
+        f'<tr><td><div class="text prompt">{_text(row.get("prompt"))}</div></td>'
+        f'<td><div class="text">{_text(row.get("response"))}</div></td>'
+        f"<td>{'<br>'.join(judgement)}</td></tr>"
+    )
+
+
+def _text(value: Any) -> str:
+    """Escaped text; a conversation as its turns."""
+    if isinstance(value, list):
+        turns = (m if isinstance(m, dict) else {"content": m} for m in value)
+        value = "\n\n".join(str(turn.get("content", "")) for turn in turns)
+    elif isinstance(value, dict):
+        value = json.dumps(value, ensure_ascii=False)
+    return html.escape("" if value is None else str(value).strip())

@@ -1,0 +1,137 @@
+"""Which mesh axis splits which dimension of parameters and batches.
+
+Models name the dimensions of their parameters ("vocab", "embed", "heads", ...). One
+table maps those names to mesh axes, so that a model knows nothing of meshes and another
+layout is another table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxrl_post.sharding.mesh import BATCH_AXES
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+RULES: Rules = {
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "norm": None,
+}
+"""The layout of every model unless told otherwise: fully sharded over `fsdp` along the
+model width, split over `tensor` along heads, MLP and vocabulary; None: not split."""
+
+
+def param_shardings(
+    params: Any, logical_axes: Any, mesh: Mesh, rules: Rules | None = None
+) -> Any:
+    """A `NamedSharding` for every parameter, from the names of its dimensions.
+
+    >>> from jaxrl_post.sharding import make_mesh
+    >>> mesh = make_mesh(devices=jax.devices()[:1])
+    >>> params = {"head": jax.ShapeDtypeStruct((8, 4), "float32")}
+    >>> shardings = param_shardings(params, {"head": ("vocab", "embed")}, mesh)
+    >>> list(shardings["head"].spec)
+    ['tensor', 'fsdp']
+
+    Args:
+      params: pytree of arrays, or of `jax.ShapeDtypeStruct`.
+      logical_axes: the same pytree with a tuple of names per array, one name (or None:
+        not split) per dimension.
+      mesh: whose axes `rules` name.
+      rules: entries that replace or extend those of `RULES`, e.g. `{"kv_heads": None}`.
+
+    Raises:
+      ValueError: one message with every name without a rule, every tuple of the wrong
+        length and every dimension that its mesh axes do not divide.
+    """
+    table = {**RULES, **(rules or {})}
+    problems: list[str] = []
+
+    def sharding(path, param, names):
+        where = jax.tree_util.keystr(path)
+        if len(names) != len(param.shape):
+            problems.append(f"{where}: shape {param.shape} has logical axes {names}")
+            return None
+        spec = []
+        for name, size in zip(names, param.shape, strict=True):
+            if name is not None and name not in table:
+                problems.append(f"{where}: no rule for logical axis {name!r}")
+                continue
+            axes = table[name] if name is not None else None
+            shards, unknown = _shards(axes, mesh)
+            if unknown:
+                problems.append(
+                    f"{where}: {name!r} -> {axes!r}, not an axis of the mesh"
+                )
+            elif size % shards:
+                problems.append(
+                    f"{where}: {name} = {size} is not divisible by {shards}"
+                )
+            spec.append(axes)
+        return None if problems else NamedSharding(mesh, P(*spec))
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, params, logical_axes)
+    if problems:
+        raise ValueError(
+            f"These parameters cannot be laid out on the mesh {dict(mesh.shape)}:\n  "
+            + "\n  ".join(problems)
+            + "\nChange the mesh's sizes, or the rule of the axis (None: not split)."
+        )
+    return shardings
+
+
+def shard(
+    params: Any, logical_axes: Any, mesh: Mesh, rules: Rules | None = None
+) -> Any:
+    """Places parameters on the mesh, laid out by `param_shardings`."""
+    return jax.device_put(params, param_shardings(params, logical_axes, mesh, rules))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over `data` and `fsdp`, everything else whole."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits the leading axis of a batch."""
+    return _shards(BATCH_AXES, mesh)[0]
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Places arrays `[B, ...]` on the mesh, their rows split by `batch_sharding`.
+
+    Raises:
+      ValueError: one message with every array whose leading axis does not divide.
+    """
+    shards = batch_shards(mesh)
+    problems = [
+        f"{jax.tree_util.keystr(path)}: shape {leaf.shape}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+        if not leaf.shape or leaf.shape[0] % shards
+    ]
+    if problems:
+        raise ValueError(
+            f"The leading axis must be a multiple of {shards} (mesh "
+            f"{dict(mesh.shape)}); pad these with masked rows:\n  "
+            + "\n  ".join(problems)
+        )
+    return jax.device_put(batch, batch_sharding(mesh))
+
+
+def _shards(axes: str | tuple[str, ...] | None, mesh: Mesh) -> tuple[int, list[str]]:
+    """The product of the axes' sizes, and those that the mesh lacks."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    unknown = [name for name in names if name not in mesh.shape]
+    return math.prod(mesh.shape[name] for name in names if name in mesh.shape), unknown

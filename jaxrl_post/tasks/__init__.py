@@ -1,0 +1,77 @@
+"""What is asked and how it is judged.
+
+`load` opens a task by name; `RowsTask` makes one of a list of rows. Importing this
+package imports no data library and never jax: judge processes import it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxrl_post.tasks.base import Row, RowsTask, Task
+from jaxrl_post.tasks.lookup import nearest, resolve
+from jaxrl_post.tasks.rewards import from_reward_function
+
+__all__ = ["BUILT_IN", "Row", "RowsTask", "Task", "from_reward_function", "load"]
+
+BUILT_IN = ("gsm8k", "math", "reasoning_gym", "rows", "science", "sciknoweval")
+"""Names that `load` knows: modules of this package, each with a function ``load``."""
+
+
+def load(
+    name: str, *, split: str = "train", reward: Any = None, **options: Any
+) -> Task:
+    """Opens a task.
+
+    Args:
+      name: one of `BUILT_IN`, or ``my_module:my_function`` for a task of your own; the
+        function is called with ``split`` and the options and returns a `Task`.
+      split: ``"train"``, ``"test"`` and what else the task offers.
+      reward: a reward function with TRL's signature, or its name ``module:function``,
+        or several of them, or a mapping with the arguments of `from_reward_function`.
+        It takes the place of the task's own judge.
+      **options: the task's own; each built-in module documents them at its ``load``.
+
+    Raises:
+      ValueError: unknown name, unknown option, or a value that the task refuses.
+    """
+    loader = _loader(name)
+    _check_options(name, loader, options)
+    task = loader(split=split, **options)
+    if isinstance(reward, Mapping):
+        task.judge = from_reward_function(**reward)
+    elif reward is not None:
+        task.judge = from_reward_function(reward)
+    return task
+
+
+def _loader(name: str) -> Callable[..., Task]:
+    if ":" in name:
+        return resolve(name)
+    if name not in BUILT_IN:
+        raise ValueError(
+            f"Unknown task {name!r}. {nearest(name, BUILT_IN)} "
+            "A task of your own is named 'module:function'."
+        )
+    return importlib.import_module(f"{__name__}.{name}").load
+
+
+def _check_options(
+    name: str, loader: Callable[..., Task], options: dict[str, Any]
+) -> None:
+    parameters = inspect.signature(loader).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    accepted = [p.name for p in named if p.name != "split"]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for option in options:
+            if option not in accepted:
+                raise ValueError(
+                    f"Task {name!r} has no option {option!r}. "
+                    + nearest(option, accepted)
+                )
+    for p in named:
+        if p.default is p.empty and p.name != "split" and p.name not in options:
+            raise ValueError(f"Task {name!r} needs the option {p.name!r}.")

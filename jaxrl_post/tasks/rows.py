@@ -1,0 +1,168 @@
+"""Questions from any table: JSONL, parquet, or a data set on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxrl_post.tasks.base import Row, RowsTask
+from jaxrl_post.tasks.extraction import final_answer
+from jaxrl_post.tasks.lookup import nearest, resolve
+from jaxrl_post.tasks.sources import column, read
+from jaxrl_post.types import Judge, Message, Prompts, Verdict
+
+JUDGES = ("exact", "gsm8k", "math", "mcq")
+"""Judges that have a name; any other is named ``module:function``."""
+
+
+def load(
+    split: str = "train",
+    *,
+    source: str,
+    subset: str | None = None,
+    prompt: str = "prompt",
+    answer: str = "answer",
+    demonstration: str | None = None,
+    judge: str | None = None,
+    system: str | None = None,
+    instruction: str | None = None,
+    data_source: str | Sequence[str] | None = None,
+) -> RowsTask:
+    """Opens a table whose columns you name.
+
+    Rows in verl's layout (``prompt`` messages, ``reward_model.ground_truth``) are
+    recognised; `answer` is then not looked at. Repeated rows, with equal
+    ``data_source`` and prompt, become one: benchmarks repeat rows to average over
+    samples, which the evaluation's own ``k`` is for. The column ``repeats`` says how
+    many there were.
+
+    Args:
+      split: of a folder or data set; a single file is taken whole.
+      source: a ``.jsonl``, ``.json`` or ``.parquet`` file, a folder with one such file
+        per split, or a Hub id.
+      subset: configuration of the Hub's data set.
+      prompt: column of the question: a text, or a list of messages.
+      answer: column of the answer.
+      demonstration: column of a worked solution; None: there is none.
+      judge: one of `JUDGES`, or ``module:function`` (a `Judge`). By default ``"math"``
+        for verl's layout, else ``"exact"``.
+      system: system prompt, put before prompts that have none of their own.
+      instruction: stands below every question that is a text.
+      data_source: keep only rows whose column ``data_source`` is this, or one of these.
+
+    Returns:
+      A task whose rows keep all other columns of the table.
+    """
+    records = read(source, split, subset=subset)
+    if data_source is not None:
+        records = _of_source(records, data_source)
+    found: dict[str, Row] = {}
+    repeats: Counter[str] = Counter()
+    for i, record in enumerate(records):
+        messages = _messages(column(record, prompt), system, instruction)
+        origin = str(record.get("data_source", Path(source).stem))
+        key = json.dumps([origin, messages])
+        repeats[key] += 1
+        if key not in found:
+            gold = _ground_truth(record) if _is_verl(record) else column(record, answer)
+            others = {k: v for k, v in record.items() if k != prompt}
+            found[key] = Row(
+                id=f"{origin}/{i}",
+                messages=messages,
+                columns=others | {"answer": gold},
+                demonstration=column(record, demonstration) if demonstration else None,
+            )
+    rows = [
+        replace(row, columns={**row.columns, "repeats": repeats[key]})
+        for key, row in found.items()
+    ]
+    if judge is None:
+        judge = "math" if any(_is_verl(record) for record in records) else "exact"
+    return RowsTask(Path(source).stem, rows, named_judge(judge))
+
+
+def named_judge(name: str) -> Judge:
+    """The judge with this name: one of `JUDGES`, or ``module:function``."""
+    if ":" in name:
+        return resolve(name)
+    if name == "exact":
+        return exact_match
+    if name == "gsm8k":
+        from jaxrl_post.tasks import gsm8k
+
+        return gsm8k.judge
+    if name == "math":
+        from jaxrl_post.tasks.math import MathJudge
+
+        return MathJudge()
+    if name == "mcq":
+        from jaxrl_post.tasks.sciknoweval import MultipleChoice
+
+        return MultipleChoice(letters="ABCDEFGHIJ")
+    raise ValueError(
+        f"Unknown judge {name!r}. {nearest(name, JUDGES)} "
+        "A judge of your own is named 'module:function'."
+    )
+
+
+def exact_match(prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
+    """Reward 1 where the final answer is the row's ``answer``, else 0.
+
+    The final answer is the last that is marked as one (`extraction.final_answer`), or
+    the whole completion without a mark. Blanks at the ends don't count, runs of blanks
+    count as one, case matters.
+
+    >>> prompts = Prompts(("q",), ((),), ({"answer": "Paris"},), (None,))
+    >>> exact_match(prompts, ["I think: <answer> Paris </answer>"])[0].reward
+    1.0
+    """
+    verdicts = []
+    for row, completion in zip(prompts.columns, completions, strict=True):
+        marked = final_answer(completion)
+        found = " ".join((completion if marked is None else marked).split())
+        right = found == " ".join(str(row["answer"]).split())
+        extra = {"parsed": marked is not None, "answer": found}
+        verdicts.append(Verdict(float(right), right, None, extra))
+    return verdicts
+
+
+def _of_source(
+    records: Sequence[dict[str, Any]], wanted: str | Sequence[str]
+) -> list[dict[str, Any]]:
+    names = {wanted} if isinstance(wanted, str) else set(wanted)
+    present = {str(column(record, "data_source")) for record in records}
+    for name in names - present:
+        raise ValueError(f"No row has data_source {name!r}. {nearest(name, present)}")
+    return [record for record in records if record["data_source"] in names]
+
+
+def _messages(
+    prompt: Any, system: str | None, instruction: str | None
+) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        content = f"{prompt}\n\n{instruction}" if instruction else prompt
+        messages = [{"role": "user", "content": content}]
+    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping):
+        messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
+    else:
+        raise ValueError(
+            f"A prompt must be a text or a list of messages, got {prompt!r:.100}."
+        )
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return tuple(messages)
+
+
+def _is_verl(record: Mapping[str, Any]) -> bool:
+    model = record.get("reward_model")
+    return isinstance(model, Mapping) and "ground_truth" in model
+
+
+def _ground_truth(record: Mapping[str, Any]) -> Any:
+    truth = record["reward_model"]["ground_truth"]
+    single = isinstance(truth, list) and len(truth) == 1
+    return truth[0] if single else truth

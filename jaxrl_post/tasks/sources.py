@@ -1,0 +1,79 @@
+"""Reading records from files, folders and the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxrl_post.tasks.lookup import nearest
+
+_SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str, Any]]:
+    """All records of one split.
+
+    Args:
+      source: a ``.jsonl``, ``.json`` (a list of objects) or ``.parquet`` file, taken
+        whole; a folder with one such file per split (``train.jsonl``); else the id of a
+        data set on the Hub, opened with `datasets`.
+      split: name of the split. Of no meaning for a file.
+      subset: configuration of the Hub's data set.
+
+    Raises:
+      ValueError: a folder without the split, or a broken line, with its number.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _read_file(_split_file(path, split))
+    if path.is_file():
+        return _read_file(path)
+    if path.suffix in _SUFFIXES or source.count("/") > 1 or path.is_absolute():
+        raise ValueError(f"There is no file or folder {source!r}.")
+    import datasets
+
+    return list(datasets.load_dataset(source, subset, split=split))
+
+
+def column(record: Mapping[str, Any], name: str) -> Any:
+    """A column of a record.
+
+    Raises:
+      ValueError: there is no such column; names those that there are.
+    """
+    if name not in record:
+        raise ValueError(f"The data has no column {name!r}. {nearest(name, record)}")
+    return record[name]
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    for suffix in _SUFFIXES:
+        if (file := folder / f"{split}{suffix}").is_file():
+            return file
+    found = [file.stem for file in folder.iterdir() if file.suffix in _SUFFIXES]
+    raise ValueError(f"Folder {folder} has no split {split!r}. {nearest(split, found)}")
+
+
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(path)
+        # The index that pandas stores beside the columns is no column.
+        names = [n for n in table.column_names if not n.startswith("__index_level_")]
+        return table.select(names).to_pylist()
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path} must end in one of {', '.join(_SUFFIXES)}.")
+    records = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if line.strip():
+                    records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    return records

@@ -1,0 +1,160 @@
+"""From judged groups to the batches that updates consume. Strings end here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxrl_post.generation import Rollouts, bucket
+from jaxrl_post.recipes.batch import Batch
+from jaxrl_post.recipes.groups import Groups
+from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.types import Prompts, Verdict
+
+_NARROWEST = 64
+"""Widths are not told apart below this: a compilation costs more than the padding."""
+
+
+def fit_width(longest: int, limit: int) -> int:
+    """The width to pad to: `limit`, or a half or a quarter of it where that suffices.
+
+    Three widths mean at most three compilations; padding costs at most half.
+
+    >>> [fit_width(n, 1024) for n in (100, 300, 600)], fit_width(3, 50)
+    ([256, 512, 1024], 50)
+    """
+    for share in (4, 2):
+        width = bucket(-(-limit // share), 8)
+        if longest <= width < limit and width >= _NARROWEST:
+            return width
+    return limit
+
+
+def pad_left(x: np.ndarray, width: int) -> np.ndarray:
+    """The last `width` columns of ``[P, S]``; zeros before them where S is less."""
+    return np.pad(x, ((0, 0), (max(0, width - x.shape[1]), 0)))[:, -width:]
+
+
+def make_groups(
+    prompts: Prompts,
+    contexts: np.ndarray,
+    context_mask: np.ndarray,
+    rollouts: Rollouts,
+    completions: Sequence[str],
+    verdicts: Sequence[Verdict],
+) -> Groups:
+    """Rollouts and verdicts, both in rows ``p * G + g``, as groups."""
+    count = len(prompts)
+    size = len(completions) // count
+
+    def grouped(x):
+        return np.asarray(x).reshape(count, size, *np.shape(x)[1:])
+
+    def rows(x):
+        return tuple(tuple(x[p * size : (p + 1) * size]) for p in range(count))
+
+    rewards = np.array([v.reward for v in verdicts], np.float32)  # None becomes NaN
+    judged = ~np.isnan(rewards)
+    return Groups(
+        prompts=prompts,
+        contexts=contexts,
+        context_mask=context_mask,
+        tokens=grouped(rollouts.tokens),
+        mask=grouped(rollouts.mask),
+        sampler_logps=grouped(rollouts.sampler_logps),
+        stopped=grouped(rollouts.stopped),
+        completions=rows(completions),
+        verdicts=rows(verdicts),
+        rewards=grouped(np.where(judged, rewards, 0.0)),
+        judged=grouped(judged),
+    )
+
+
+def make_batch(
+    groups: Groups, recipe: Recipe, *, count: int, context_limit: int
+) -> Batch:
+    """The batch of a step.
+
+    Completions that were not judged, and truncated ones under `Recipe.mask_truncated`,
+    are attended to but not trained on.
+
+    Args:
+      groups: after the recipe's group transforms.
+      recipe: how rewards become advantages.
+      count: groups that the batch holds; missing ones are filler that trains nothing.
+      context_limit: longest context that a run may have, see `fit_width`.
+    """
+    size = groups.rewards.shape[1]
+    advantages = np.zeros_like(groups.rewards)
+    if recipe.advantages is not None:
+        advantages = np.asarray(recipe.advantages(groups.rewards, groups.judged))
+    trained = groups.judged
+    if recipe.mask_truncated:
+        trained = trained & groups.stopped
+    time = fit_width(int(groups.lengths.max(initial=1)), groups.mask.shape[2])
+    longest = int(groups.context_mask.sum(1).max(initial=1))
+    width = fit_width(longest, context_limit)
+
+    def fill(x, pad=0):
+        missing = count - len(groups)
+        return np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), constant_values=pad)
+
+    def rows(x):
+        x = fill(x)[:, :, :time] if x.ndim == 3 else fill(x)
+        return x.reshape(count * size, *x.shape[2:])
+
+    context_mask = fill(pad_left(groups.context_mask, width))
+    context_mask[len(groups) :, -1] = True  # every context has a token
+    mask = rows(groups.mask)
+    return Batch(
+        contexts=fill(pad_left(groups.contexts, width)).astype(np.int32),
+        context_mask=context_mask,
+        responses=rows(groups.tokens).astype(np.int32),
+        token_mask=mask,
+        loss_mask=mask & rows(trained)[:, None],
+        sequence_mask=rows(np.ones_like(groups.judged)),
+        advantages=rows(advantages.astype(np.float32)),
+        sampler_logps=rows(groups.sampler_logps),
+    )
+
+
+def cut_batch(batch: Batch, parts: int) -> list[Batch]:
+    """The batch as `parts` batches of adjacent whole groups, one for each update."""
+    if parts == 1:
+        return [batch]
+
+    def part(x, i):
+        size = x.shape[0] // parts
+        return x[i * size : (i + 1) * size]
+
+    return [jax.tree.map(lambda x, i=i: part(x, i), batch) for i in range(parts)]
+
+
+def group_metrics(groups: Groups) -> dict[str, float]:
+    """What a step's groups say of the policy: the judge's rewards, not shaped ones.
+
+    Args:
+      groups: all groups that were sampled, before any transform.
+    """
+    verdicts = [verdict for row in groups.verdicts for verdict in row]
+    rewards = np.array([v.reward for v in verdicts if v.reward is not None], float)
+    known = [v.success for v in verdicts if v.success is not None]
+    alike = [len({v.reward for v in row}) < 2 for row in groups.verdicts]
+    lengths = groups.lengths
+    metrics = {
+        "reward/mean": rewards.mean() if rewards.size else np.nan,
+        "reward/std": rewards.std() if rewards.size else np.nan,
+        "reward/zero_std_groups": np.mean(alike),
+        "reward/unjudged": 1.0 - rewards.size / len(verdicts),
+        "length/mean": lengths.mean(),
+        "length/max": lengths.max(),
+        "length/truncated": 1.0 - groups.stopped.mean(),
+    }
+    if known:
+        metrics["reward/success"] = np.mean(known)
+    parsed = [v.extra["parsed"] for v in verdicts if "parsed" in v.extra]
+    if parsed:
+        metrics["reward/parsed"] = np.mean(parsed)
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,397 @@
+"""What a training run is told: one YAML file, read before jax is imported.
+
+The sections and keys below are the whole vocabulary of a config file and of
+``section.key=value`` overrides. `task`, `recipe` and the evaluation blocks take further
+keys of their own, the arguments of the task or recipe that they name.
+
+    model: {path: science_base}
+    task: {name: science, levels: [1, 2]}
+    recipe: {name: grpo, clip_high: 0.28}
+    training: {steps: 40, prompts_per_step: 16, group_size: 8}
+    evaluation:
+      science: {rows: 128, samples: 16}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from jaxrl_post.errors import ConfigError, nearest
+from jaxrl_post.training.configfile import (
+    build,
+    number,
+    override,
+    parse_yaml,
+    plain,
+    rest,
+)
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run itself.
+
+    Attributes:
+      dir: the run's folder; by default ``runs/`` and the name of the config file.
+      seed: of everything random: sampling, the order of prompts, dropped samples.
+      judge_workers: processes that judge completions; by default one per core, at
+        most 8.
+    """
+
+    dir: str | None = None
+    seed: int = number(0, at_least=0)
+    judge_workers: int | None = number(None, at_least=1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model to train.
+
+    Attributes:
+      path: ``science_base`` (the embedded model), a Hugging Face folder or hub id, or
+        a GGUF file.
+      param_dtype: of the trained weights, their gradients and the optimizer's moments.
+      compute_dtype: of activations and matrix products; log-probs and losses are
+        float32 in any case.
+      chat_template_arguments: passed to the tokenizer's chat template, for example
+        ``{enable_thinking: false}``.
+    """
+
+    path: str
+    param_dtype: DType = "float32"
+    compute_dtype: DType = "float32"
+    chat_template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is asked, and how answers are judged.
+
+    Attributes:
+      name: a built-in task, or ``my_module:my_task``.
+      split: the part of the data to train on.
+      max_prompt_length: tokens; longer prompts are dropped and counted, never cut.
+      max_dropped_share: of the prompts; when more are too long, that is an error.
+      judge_timeout: seconds that the judging of one completion may take.
+      options: every other key of the section, arguments of the task.
+    """
+
+    name: str
+    split: str = "train"
+    max_prompt_length: int = number(1024, at_least=1)
+    max_dropped_share: float = number(0.1, at_least=0, at_most=1)
+    judge_timeout: float = number(10.0, above=0)
+    options: Mapping[str, Any] = rest()
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """The algorithm.
+
+    Attributes:
+      name: a built-in recipe, or ``my_module:my_recipe``.
+      arguments: every other key of the section, arguments of the recipe.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = rest()
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become updates. Schedules count updates, not steps.
+
+    Attributes:
+      name: ``adamw`` or ``sgd``.
+      learning_rate: at its peak, after the warm-up.
+      schedule: of the learning rate after the warm-up; ``linear`` and ``cosine``
+        reach 0 at the last update.
+      warmup_updates: over which the learning rate rises linearly from 0.
+      weight_decay: decoupled, multiplied by the learning rate (adamw).
+      b1: decay of the first moment (adamw), or the momentum (sgd).
+      b2: decay of the second moment (adamw).
+      eps: added to the root of the second moment (adamw).
+      max_grad_norm: global norm to which gradients are clipped; null for no clipping.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = number(1e-6, at_least=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_updates: int = number(0, at_least=0)
+    weight_decay: float = number(0.0, at_least=0)
+    b1: float = number(0.9, at_least=0, below=1)
+    b2: float = number(0.999, at_least=0, below=1)
+    eps: float = number(1e-8, above=0)
+    max_grad_norm: float | None = number(1.0, above=0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how much at once, and what is saved. A step is one rollout batch.
+
+    Attributes:
+      steps: rollout batches in the whole run.
+      prompts_per_step: prompts drawn for one step, over all processes.
+      group_size: completions sampled per prompt.
+      updates_per_step: equal parts that a step's groups are split into, one optimizer
+        update for each.
+      micro_batch_tokens: bound on the tokens (contexts and responses, padding
+        included) of one forward and backward pass; null: a whole update at once.
+      chunk_size: tokens whose logits exist at one time; null: chosen for the memory.
+      max_skipped_updates: updates in a row that may be skipped for non-finite
+        gradients before the run stops.
+      evaluate_every: steps between evaluations; null: only the base, and the end.
+      checkpoint_every: steps between checkpoints; one more is made at the end and on
+        a signal.
+      keep_checkpoints: how many of the last checkpoints stay.
+    """
+
+    steps: int = number(at_least=0)
+    prompts_per_step: int = number(16, at_least=1)
+    group_size: int = number(8, at_least=1)
+    updates_per_step: int = number(1, at_least=1)
+    micro_batch_tokens: int | None = number(None, at_least=1)
+    chunk_size: int | None = number(None, at_least=1)
+    max_skipped_updates: int = number(10, at_least=1)
+    evaluate_every: int | None = number(None, at_least=1)
+    checkpoint_every: int = number(50, at_least=1)
+    keep_checkpoints: int = number(2, at_least=1)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are sampled for training.
+
+    Attributes:
+      temperature: that logits are divided by, in sampling and in every loss.
+      top_k: keep the k likeliest tokens.
+      top_p: keep the likeliest tokens that together reach this probability.
+      min_p: keep tokens at least this share as likely as the likeliest.
+      max_new_tokens: per completion; a completion that reaches it counts as truncated.
+      slots: completions decoded at the same time; null: all of a step.
+      stop: texts that end a completion, besides the tokenizer's end tokens.
+      allow_truncated_sampling: permits top_k, top_p and min_p here, although the loss
+        is that of the untruncated policy.
+    """
+
+    temperature: float = number(1.0, above=0)
+    top_k: int | None = number(None, at_least=1)
+    top_p: float | None = number(None, above=0, at_most=1)
+    min_p: float | None = number(None, above=0, at_most=1)
+    max_new_tokens: int = number(256, at_least=1)
+    slots: int | None = number(None, at_least=1)
+    stop: tuple[str, ...] = ()
+    allow_truncated_sampling: bool = False
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; -1, for at most one of them: the rest.
+
+    Attributes:
+      data: copies of the model, each with its own prompts.
+      fsdp: devices that parameters are spread over, each with its own prompts.
+      tensor: devices that share each matrix product.
+    """
+
+    data: int = number(-1, at_least=-1)
+    fsdp: int = number(1, at_least=-1)
+    tensor: int = number(1, at_least=-1)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """One evaluation block; its metrics are named ``eval/<name of the block>/...``.
+
+    Attributes:
+      task: as in the section `task`; by default the training task with its options,
+        which the block's own options then override one by one.
+      split: the part of the data to evaluate on.
+      rows: how many questions, from the split's beginning; null: all.
+      samples: completions per question: the k of avg@k, pass@k and maj@k.
+      greedy: take the likeliest token each time instead of sampling.
+      temperature: as in `sampling`, with any truncation allowed.
+      top_k: as in `sampling`.
+      top_p: as in `sampling`.
+      min_p: as in `sampling`.
+      max_new_tokens: by default that of `sampling`.
+      max_prompt_length: by default that of `task`.
+      judge_timeout: by default that of `task`.
+      options: every other key of the block, arguments of the task.
+    """
+
+    task: str | None = None
+    split: str = "validation"
+    rows: int | None = number(None, at_least=1)
+    samples: int = number(1, at_least=1)
+    greedy: bool = False
+    temperature: float = number(1.0, above=0)
+    top_k: int | None = number(None, at_least=1)
+    top_p: float | None = number(None, above=0, at_most=1)
+    min_p: float | None = number(None, above=0, at_most=1)
+    max_new_tokens: int | None = number(None, at_least=1)
+    max_prompt_length: int | None = number(None, at_least=1)
+    judge_timeout: float | None = number(None, above=0)
+    options: Mapping[str, Any] = rest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run. Made by `load_config` or `Config.from_dict`, which check it.
+
+    Attributes:
+      run: folder and seed.
+      model: what is trained.
+      task: on what.
+      recipe: by which algorithm.
+      optimizer: the optax chain.
+      training: for how long, in which portions.
+      sampling: of the completions to train on.
+      mesh: the devices.
+      evaluation: blocks by name; empty for a run that is not evaluated.
+      stages: parts of configs by name, run in this order, each laid over this one:
+        ``{warm: {recipe: {name: sft}, training: {steps: 50}}, rl: {}}``. A stage may
+        set task, recipe, optimizer, training and sampling; one that names a task or a
+        recipe replaces that section whole.
+    """
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    task: TaskConfig
+    recipe: RecipeConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig
+    sampling: SamplingConfig = SamplingConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluation: Mapping[str, EvaluationConfig] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any], source: str = "config") -> Config:
+        """A checked config, what blocks leave open filled in from the other sections.
+
+        Raises:
+          ConfigError: with every problem found, each named by its dotted key.
+        """
+        config = build(cls, tree, source)
+        if problems := _problems(config):
+            raise ConfigError(source, problems)
+        blocks = {name: _resolved(b, config) for name, b in config.evaluation.items()}
+        config = dataclasses.replace(config, evaluation=blocks)
+        for name in config.stages:
+            config.stage(name)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` turns back into an equal config."""
+        return plain(self)
+
+    def to_yaml(self) -> str:
+        """The text of a config file that means this config."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def stage(self, name: str) -> Config:
+        """This config with the stage `name` laid over it, itself without stages."""
+        tree = self.to_dict() | {"stages": {}}
+        for section, keys in self.stages[name].items():
+            if section not in _STAGE_SECTIONS or not isinstance(keys, Mapping):
+                problem = f"no section of a stage; {nearest(section, _STAGE_SECTIONS)}"
+                raise ConfigError(f"stages.{name}.{section}={keys!r}", [problem])
+            tree[section] = {**({} if "name" in keys else tree[section]), **keys}
+        return Config.from_dict(tree, f"stages.{name}")
+
+
+_STAGE_SECTIONS = ("task", "recipe", "optimizer", "training", "sampling")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file, applies overrides, checks everything.
+
+    Args:
+      path: a YAML file.
+      overrides: ``section.key=value`` each, the value in YAML; later ones win.
+
+    Raises:
+      ConfigError: before anything is written, compiled or even imported.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
+        hint = nearest(str(path), map(str, beside))
+        raise ConfigError(str(path), [f"there is no such file; {hint}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(str(path), ["expected sections such as 'model:' and 'task:'"])
+    for assignment in overrides:
+        override(tree, assignment)
+    config = Config.from_dict(tree, str(path))
+    if config.run.dir is None:
+        run = dataclasses.replace(config.run, dir=str(Path("runs", path.stem)))
+        config = dataclasses.replace(config, run=run)
+    return config
+
+
+def _resolved(block: EvaluationConfig, config: Config) -> EvaluationConfig:
+    task, same = config.task, block.task is None
+    return dataclasses.replace(
+        block,
+        task=task.name if same else block.task,
+        options={**(task.options if same else {}), **block.options},
+        max_new_tokens=block.max_new_tokens or config.sampling.max_new_tokens,
+        max_prompt_length=block.max_prompt_length or task.max_prompt_length,
+        judge_timeout=block.judge_timeout or task.judge_timeout,
+    )
+
+
+def _problems(config: Config) -> list[str]:
+    """What is wrong although each key for itself is right."""
+    problems = []
+    training, sampling, mesh = config.training, config.sampling, config.mesh
+    if training.prompts_per_step % training.updates_per_step:
+        problems.append(
+            f"training.updates_per_step={training.updates_per_step}: must divide "
+            f"training.prompts_per_step={training.prompts_per_step}, for the groups of "
+            "a step are shared out evenly"
+        )
+    if not sampling.allow_truncated_sampling:
+        problems += [
+            f"sampling.{name}={getattr(sampling, name)!r}: truncated sampling makes "
+            "rollouts off-policy; leave it to evaluation blocks, or set "
+            "sampling.allow_truncated_sampling=true"
+            for name in ("top_k", "top_p", "min_p")
+            if getattr(sampling, name) is not None
+        ]
+    sizes = dataclasses.asdict(mesh)
+    problems += [
+        f"mesh.{axis}=0: must be a number of devices, or -1 for the rest"
+        for axis, size in sizes.items()
+        if size == 0
+    ]
+    if list(sizes.values()).count(-1) > 1:
+        rest_of = [f"mesh.{axis}=-1" for axis, size in sizes.items() if size == -1]
+        problems.append(f"{' and '.join(rest_of)}: only one axis can be the rest")
+    for name, block in config.evaluation.items():
+        if not re.fullmatch(r"[A-Za-z0-9][\w.@-]*", name):
+            problems.append(
+                f"evaluation.{name!r}: a block's name is part of metric names; use "
+                "letters, digits and . _ - @"
+            )
+        if block.greedy and block.samples > 1:
+            problems.append(
+                f"evaluation.{name}.samples={block.samples}: greedy completions are "
+                "all the same; set samples to 1"
+            )
+    return problems

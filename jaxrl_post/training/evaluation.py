@@ -1,0 +1,141 @@
+"""How good a policy is: sampled answers to held-out questions, judged and counted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from jaxrl_post.generation import Sampler, decode_responses, encode_prompts
+from jaxrl_post.isolation import JudgePool
+from jaxrl_post.models.policy import Policy
+from jaxrl_post.tasks import Task
+from jaxrl_post.training.assembly import fit_width, pad_left
+from jaxrl_post.training.config import Config, EvaluationConfig
+from jaxrl_post.training.setup import open_mesh, open_model, open_sampler, open_task
+from jaxrl_post.training.statistics import evaluation_metrics
+from jaxrl_post.types import Prompts
+
+_SLOTS = 512
+"""Answers decoded at a time, where `sampling.slots` does not say."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    config: EvaluationConfig
+    task: Task
+    prompts: Prompts
+    contexts: np.ndarray
+    mask: np.ndarray
+    sampler: Sampler
+
+
+class Evaluator:
+    """The evaluation blocks of a config, ready to be run on any parameters.
+
+    Questions are tokenised once; samplers keep their compiled programs. Blocks draw
+    from random streams of their own, the same at every evaluation: curves over
+    training compare like with like.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        tokenizer: Any,
+        pool: JudgePool,
+        *,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> None:
+        """Opens every block's task.
+
+        Raises:
+          InputError: a block names a task or an option that does not exist.
+        """
+        self._tokenizer, self._pool, self._mesh = tokenizer, pool, mesh
+        self._seed = config.run.seed
+        self._blocks: dict[str, _Block] = {}
+        for name, block in config.evaluation.items():
+            slots = config.sampling.slots or _SLOTS
+            task = open_task(
+                block.task or config.task.name,
+                block.split,
+                block.options,
+                f"evaluation.{name}",
+            )
+            encoded = encode_prompts(
+                tokenizer,
+                task.rows(range(min(block.rows or len(task), len(task)))),
+                max_prompt_length=block.max_prompt_length,
+                max_dropped_share=config.task.max_dropped_share,
+                multiple=1,
+                chat_template_arguments=config.model.chat_template_arguments,
+            )
+            sampler = open_sampler(policy, tokenizer, block, slots=slots)
+            width = fit_width(encoded.contexts.shape[1], block.max_prompt_length)
+            self._blocks[name] = _Block(
+                config=block,
+                task=task,
+                prompts=encoded.prompts,
+                contexts=pad_left(encoded.contexts, width),
+                mask=pad_left(encoded.context_mask, width),
+                sampler=sampler,
+            )
+
+    def __call__(self, params: chex.ArrayTree) -> dict[str, float]:
+        """``eval/<block>/...`` for every block."""
+        metrics: dict[str, float] = {}
+        for index, (name, block) in enumerate(self._blocks.items()):
+            key = jax.random.fold_in(jax.random.key(self._seed), index)
+            for metric, value in self._run(block, params, key).items():
+                metrics[f"eval/{name}/{metric}"] = value
+        return metrics
+
+    def _run(self, block: _Block, params, key) -> Mapping[str, float]:
+        samples, prompts = block.config.samples, block.prompts
+        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+            rollouts = block.sampler.generate(
+                params, block.contexts, block.mask, group_size=samples, key=key
+            )
+        texts = decode_responses(self._tokenizer, rollouts.tokens, rollouts.mask)
+        repeated = prompts.take(np.repeat(np.arange(len(prompts)), samples).tolist())
+        verdicts = self._pool.judge(block.task.judge, repeated, texts)
+
+        def grouped(values):
+            return [values[i : i + samples] for i in range(0, len(values), samples)]
+
+        answers = None
+        if all("answer" in v.extra for v in verdicts if v.reward is not None):
+            answers = grouped([v.extra.get("answer") for v in verdicts])
+        metrics = evaluation_metrics(grouped([v.success for v in verdicts]), answers)
+        parsed = [v.extra["parsed"] for v in verdicts if "parsed" in v.extra]
+        if parsed:
+            metrics["parsed"] = float(np.mean(parsed))
+        metrics["length"] = float(rollouts.lengths.mean())
+        metrics["truncated"] = float(1 - rollouts.stopped.mean())
+        metrics["questions"] = float(len(prompts))
+        return metrics
+
+
+def evaluate_run(config: Config, run_dir: Path | None = None) -> dict[str, float]:
+    """The metrics of a config's blocks, for its model or a run's newest checkpoint.
+
+    Args:
+      config: names model and blocks.
+      run_dir: a run's folder; None for the model itself.
+    """
+    from jaxrl_post.training.checkpoints import load_policy
+
+    mesh = open_mesh(config)
+    if run_dir is None:
+        policy, params, tokenizer = open_model(config, mesh)
+    else:
+        policy, params, tokenizer = load_policy(run_dir)
+    with JudgePool(config.run.judge_workers, timeout=config.task.judge_timeout) as pool:
+        return Evaluator(config, policy, tokenizer, pool, mesh=mesh)(params)

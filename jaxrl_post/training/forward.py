@@ -1,0 +1,125 @@
+"""From a batch to numbers per token: hidden states, then one vocabulary pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_post import vocabulary
+from jaxrl_post.models.policy import Policy
+from jaxrl_post.recipes.batch import Batch
+from jaxrl_post.recipes.recipe import Recipe, Scores, Views
+
+
+def predicting_states(
+    policy: Policy,
+    params: chex.ArrayTree,
+    contexts: jax.Array,
+    context_mask: jax.Array,
+    index: jax.Array | None,
+    responses: jax.Array,
+    token_mask: jax.Array,
+) -> jax.Array:
+    """The hidden states whose logits predict each response token.
+
+    Contexts are computed once each, and their keys and values shared by the sequences
+    behind them. Token 0 is predicted by its context's last real token.
+
+    Args:
+      policy: the model.
+      params: its parameters.
+      contexts, context_mask: ``[C, S]``; padding on either side.
+      index: ``[B]`` context of each sequence, or None: see `Batch.context_index`.
+      responses, token_mask: ``[B, T]``.
+
+    Returns:
+      ``[B, T, D]``.
+    """
+    size, time = responses.shape
+    rows, width = contexts.shape
+    segments = context_mask.astype(jnp.int32)
+    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    states, cache = policy.hidden(
+        params, contexts, positions, segments, policy.init_cache(rows, width)
+    )
+    last = width - 1 - jnp.argmax(segments[:, ::-1], axis=1)
+    last_state = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+    lengths = segments.sum(axis=1)
+    if index is None:
+        lengths, last_state = (
+            jnp.repeat(x, size // rows, axis=0) for x in (lengths, last_state)
+        )
+    else:
+        lengths, last_state = lengths[index], last_state[index]
+
+    segments = token_mask.astype(jnp.int32)
+    positions = lengths[:, None] + jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    own = policy.init_cache(size, time).replace(prefix=cache.as_prefix(index))
+    states, _ = policy.hidden(params, responses, positions, segments, own)
+    return jnp.concatenate([last_state[:, None], states[:, :-1]], axis=1)
+
+
+def compute_scores(
+    policy: Policy,
+    recipe: Recipe,
+    models: Mapping[str, chex.ArrayTree],
+    batch: Batch,
+    *,
+    temperature: jax.typing.ArrayLike = 1.0,
+    chunk_size: int | None = None,
+) -> Scores:
+    """What the recipe's terms ask for, ``[B, T]`` each, in one vocabulary pass.
+
+    Args:
+      policy: the model.
+      recipe: its terms say which numbers, and whose logits they come from.
+      models: parameters by view: "student" and what `Recipe.needs` names. Only the
+        student's carry a gradient.
+      batch: what to score.
+      temperature: of the rollouts; divides all logits.
+      chunk_size: tokens per chunk of the vocabulary pass.
+    """
+    views = ("student", *sorted(recipe.needs))
+    states, heads = [], []
+    for view in views:
+        params = models[view]
+        if view != "student":
+            params = jax.lax.stop_gradient(params)
+        behind = (batch.contexts, batch.context_mask, batch.context_index)
+        if view == "teacher":
+            behind = (
+                batch.teacher_contexts,
+                batch.teacher_context_mask,
+                batch.teacher_index,
+            )
+        states.append(
+            predicting_states(
+                policy, params, *behind, batch.responses, batch.token_mask
+            )
+        )
+        heads.append(policy.unembedding(params))
+
+    def score_chunk(*args):
+        *logits, tokens = args
+        seen = Views(tokens=tokens, **dict(zip(views, logits, strict=True)))
+        scores: dict[str, jax.Array] = {}
+        for term in recipe.terms:
+            scores |= term.scores(seen)
+        if recipe.log_entropy and "entropy" not in scores:
+            scores["entropy"] = jax.lax.stop_gradient(seen.student.entropy())
+        return scores
+
+    return vocabulary.map_logits(
+        score_chunk,
+        tuple(states),
+        tuple(heads),
+        batch.responses,
+        mask=batch.token_mask,
+        temperature=temperature,
+        softcap=policy.logit_softcap,
+        chunk_size=chunk_size,
+        vocab_size=policy.vocab_size,
+    )

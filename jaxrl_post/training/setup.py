@@ -1,0 +1,84 @@
+"""What a config names, opened: model, tasks, sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+
+from jaxrl_post import models, tasks
+from jaxrl_post.errors import InputError
+from jaxrl_post.generation import Sampler, stop_token_ids
+from jaxrl_post.models.policy import Policy
+from jaxrl_post.sharding import make_mesh
+from jaxrl_post.training.config import Config
+
+
+def open_mesh(config: Config) -> jax.sharding.Mesh | None:
+    """The mesh that the config asks for; None where there is one device only."""
+    sizes = config.mesh
+    if jax.device_count() == 1 and {sizes.data, sizes.fsdp, sizes.tensor} <= {1, -1}:
+        return None
+    try:
+        return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def open_model(
+    config: Config, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Policy, chex.ArrayTree, Any]:
+    """Policy, parameters (on the mesh, if any) and tokenizer.
+
+    Raises:
+      InputError: no such model, or one without a tokenizer.
+    """
+    section = config.model
+    policy, params, tokenizer = models.load(
+        section.path,
+        mesh,
+        dtype=section.param_dtype,
+        compute_dtype=section.compute_dtype,
+    )
+    if tokenizer is None:
+        raise InputError(
+            f"model.path={section.path!r}: there is no tokenizer beside it."
+        )
+    return policy, params, tokenizer
+
+
+def open_task(name: str, split: str, options: Mapping[str, Any], key: str):
+    """A task by name; `key` is the config's section, for messages."""
+    try:
+        return tasks.load(name, split=split, **options)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise InputError(f"{key}: {error}") from error
+
+
+def open_sampler(
+    policy: Policy, tokenizer: Any, section: Any, **changes: Any
+) -> Sampler:
+    """A sampler as a section `sampling`, or an evaluation block, describes it.
+
+    Args:
+      policy: what is sampled from.
+      tokenizer: for the tokens that end a completion.
+      section: a `SamplingConfig` or an `EvaluationConfig`.
+      **changes: arguments of `Sampler` that replace the section's.
+    """
+    stop = stop_token_ids(tokenizer, getattr(section, "stop", ()))
+    ends = {*models.stop_token_ids(policy, tokenizer), *stop}
+    greedy = getattr(section, "greedy", False)
+    arguments = {
+        "max_new_tokens": section.max_new_tokens,
+        "slots": getattr(section, "slots", None),
+        "temperature": 0.0 if greedy else section.temperature,
+        "top_k": section.top_k,
+        "top_p": section.top_p,
+        "min_p": section.min_p,
+        "stop_tokens": sorted(ends),
+        "pad_token": tokenizer.pad_token_id or 0,
+    }
+    return Sampler(policy, **{**arguments, **changes})

@@ -1,0 +1,110 @@
+"""Everything that training changes, in one pytree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl_post.recipes.recipe import Recipe
+
+
+@struct.dataclass
+class TrainState:
+    """What an update reads and writes, and what a checkpoint holds.
+
+    Attributes:
+      step: int32, rollout batches finished.
+      update: int32, optimizer updates made, skipped ones included.
+      skipped: int32, updates in a row that were skipped for non-finite gradients.
+      trainable: the parameters that are trained.
+      frozen: the others, a nested dict of disjoint paths; ``{}`` where all are trained.
+      opt_state: of the optax transformation.
+      teacher: the self-teacher's parameters, shaped like `trainable`; None where the
+        recipe has none of its own (no teacher, or a live one).
+      reference: the parameters that training began with, where a term asks for them.
+      gate: per-prompt posteriors of injecting recipes, or None.
+      rng: the run's key. Nothing consumes it: step ``k`` draws from
+        ``fold_in(rng, k)``, so that a resumed run repeats it exactly.
+      cursor: int32, prompts drawn since the start.
+    """
+
+    step: jax.Array
+    update: jax.Array
+    skipped: jax.Array
+    trainable: chex.ArrayTree
+    frozen: chex.ArrayTree
+    opt_state: optax.OptState
+    teacher: chex.ArrayTree | None
+    reference: chex.ArrayTree | None
+    gate: chex.ArrayTree | None
+    rng: jax.Array
+    cursor: jax.Array
+
+
+def init_state(
+    params: chex.ArrayTree,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    key: jax.Array,
+    *,
+    frozen: chex.ArrayTree | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: parameters to train. The state owns them from now on: updates donate it.
+      optimizer: as given to `make_update_step`.
+      recipe: decides whether copies for a teacher or a reference are kept.
+      key: a typed PRNG key, ``jax.random.key(seed)``.
+      frozen: parameters that complete `params` but are not trained.
+    """
+    keeps_teacher = recipe.teacher.kind in ("ema", "frozen")
+
+    def zero():  # arrays of one's own: a donated buffer must not appear twice
+        return jnp.zeros((), jnp.int32)
+
+    return TrainState(
+        step=zero(),
+        update=zero(),
+        skipped=zero(),
+        trainable=params,
+        frozen={} if frozen is None else frozen,
+        opt_state=optimizer.init(params),
+        teacher=_copy(params, jnp.float32) if keeps_teacher else None,
+        reference=_copy(params) if "reference" in recipe.needs else None,
+        gate=None,
+        rng=key,
+        cursor=zero(),
+    )
+
+
+def merge_params(trainable: Any, frozen: Any) -> Any:
+    """One parameter tree from its trained and its frozen part.
+
+    >>> merge_params({"a": {"x": 1}}, {"a": {"y": 2}, "b": 3})
+    {'a': {'x': 1, 'y': 2}, 'b': 3}
+
+    Raises:
+      ValueError: where both parts hold a value for one path.
+    """
+    if not isinstance(trainable, dict) or not isinstance(frozen, dict):
+        raise ValueError("A parameter is both trainable and frozen.")
+    merged = dict(frozen)
+    for name, value in trainable.items():
+        merged[name] = merge_params(value, frozen[name]) if name in frozen else value
+    return merged
+
+
+def _copy(params: chex.ArrayTree, at_least: Any = None) -> chex.ArrayTree:
+    """A copy, in at least that precision: a moving average in half would not move."""
+
+    def copy(x):
+        dtype = x.dtype if at_least is None else jnp.promote_types(x.dtype, at_least)
+        return jnp.array(x, dtype, copy=True)
+
+    return jax.tree.map(copy, params)

@@ -1,0 +1,316 @@
+"""The jitted programs of a step: scoring a batch, and one optimizer update."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_post.errors import InputError
+from jaxrl_post.models.policy import Policy
+from jaxrl_post.recipes.batch import Batch, split_batch
+from jaxrl_post.recipes.grpo import sampled_logps
+from jaxrl_post.recipes.recipe import Recipe, Scores, Term
+from jaxrl_post.reduction import Reduction, token_weights
+from jaxrl_post.sharding import BATCH_AXES, shard_batch
+from jaxrl_post.training.forward import compute_scores
+from jaxrl_post.training.state import TrainState, merge_params
+
+Metrics = dict[str, jax.Array]
+UpdateStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_update_step(
+    policy: Policy,
+    recipe: Recipe,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Any = None,
+    micro_batch_tokens: int | None = None,
+    chunk_size: int | None = None,
+    temperature: float = 1.0,
+) -> UpdateStep:
+    """One optimizer update as a jitted function of state and batch.
+
+    ``update(state, batch) -> (state, metrics)``. The state is donated. Gradients are
+    accumulated over micro-batches with the denominators of the whole batch, so that
+    cutting a batch changes memory and not the mathematics. An update whose gradient is
+    not finite changes nothing but the counters.
+
+    Args:
+      policy: the model.
+      recipe: what is minimised.
+      optimizer: an optax transformation; `init_state` must get the same.
+      mesh: devices to run on; the state must lie on it. None: the default device.
+      rules: sharding rules of the parameters, where they are not the default ones.
+      micro_batch_tokens: bound on context and response tokens, padding included, of
+        one forward and backward pass; None: the whole batch at once.
+      chunk_size: tokens per chunk of the vocabulary pass.
+      temperature: at which the batch was sampled.
+
+    Returns:
+      The function. Its metrics are device scalars: ``loss``, ``loss/<term>`` where
+      there are several, ``grad_norm`` (before clipping), ``entropy`` and the terms'
+      own.
+
+    Raises:
+      InputError: when first called, if one sequence exceeds `micro_batch_tokens`.
+    """
+    del rules  # the state brings its shardings along
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def loss_fn(trainable, state, part):
+        params = merge_params(trainable, state.frozen)
+        models = {"student": params, "reference": state.reference}
+        own = state.teacher is not None
+        models["teacher"] = state.teacher if own else params
+        scores = compute_scores(
+            policy,
+            recipe,
+            models,
+            part,
+            temperature=temperature,
+            chunk_size=chunk_size,
+        )
+        return _weighted_loss(recipe, scores, part)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = _with_weights(recipe, _sanitise(batch))
+        grad_fn = jax.grad(loss_fn, has_aux=True)
+        grads, (shares, sums) = _accumulate(
+            lambda part: grad_fn(state.trainable, state, part),
+            batch,
+            micro_batch_tokens,
+            mesh,
+        )
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        teacher = _teach(recipe, state, trainable)
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        new_state = state.replace(
+            update=state.update + 1,
+            skipped=jnp.where(finite, 0, state.skipped + 1),
+            trainable=keep(trainable, state.trainable),
+            opt_state=keep(opt_state, state.opt_state),
+            teacher=keep(teacher, state.teacher),
+        )
+        metrics = {
+            **shares,
+            **{name: value.mean() for name, value in sums.items()},
+            "grad_norm": norm,
+            "update/skipped": 1.0 - finite.astype(jnp.float32),
+        }
+        return new_state, metrics
+
+    return _on_mesh(jax.jit(update, donate_argnums=0), mesh)
+
+
+def make_score_step(
+    policy: Policy,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    micro_batch_tokens: int | None = None,
+    chunk_size: int | None = None,
+    temperature: float = 1.0,
+) -> Callable[[chex.ArrayTree, Batch], jax.Array]:
+    """The policy's log-probs of a batch's responses, ``score(params, batch)``.
+
+    They are the `Batch.old_logps` of a batch that is used for several updates.
+
+    Args: as in `make_update_step`.
+
+    Returns:
+      A jitted function that returns ``[B, T]`` float32, 0 at masked tokens.
+    """
+    only_logps = Recipe(
+        "score",
+        (Term("score", scores=sampled_logps, loss=lambda s, b: s["logps"]),),
+        log_entropy=False,
+    )
+
+    def score(params, batch):
+        batch = batch.replace(old_logps=None, sampler_logps=None)
+        parts = _parts(batch, micro_batch_tokens, mesh)
+
+        def score_part(part):
+            return compute_scores(
+                policy,
+                only_logps,
+                {"student": params},
+                part,
+                temperature=temperature,
+                chunk_size=chunk_size,
+            )["logps"]
+
+        if parts == 1:
+            return score_part(batch)
+        rows = jnp.arange(batch.size)
+        cut = split_batch(batch.replace(extras={"row": rows}), parts)
+        logps = jax.lax.map(score_part, cut)
+        order = cut.extras["row"].reshape(-1)
+        return (
+            jnp.zeros(batch.responses.shape)
+            .at[order]
+            .set(logps.reshape(batch.responses.shape))
+        )
+
+    return _on_mesh(jax.jit(score), mesh)
+
+
+def _weighted_loss(recipe: Recipe, scores: Scores, part: Batch):
+    """The part's share of the loss, and what metrics need of it."""
+    shares, sums = {}, {}
+    for term in recipe.terms:
+        weights = part.extras[_weights_of(term)]
+        counted = weights != 0
+        values = jnp.where(counted, term.loss(scores, part), 0.0)
+        shares[f"loss/{term.name}"] = term.weight * jnp.sum(values * weights)
+        if term.metrics is not None:
+            for name, metric in term.metrics(scores, part).items():
+                sums[name] = _token_sum(metric, counted)
+    loss = jnp.sum(jnp.stack(list(shares.values())))
+    if recipe.log_entropy:
+        trained = part.loss_mask & part.sequence_mask[:, None]
+        sums["entropy"] = _token_sum(scores["entropy"], trained)
+    shares = {"loss": loss, **(shares if len(shares) > 1 else {})}
+    return loss, jax.lax.stop_gradient((shares, sums))
+
+
+def _token_sum(values: jax.Array, mask: jax.Array) -> Reduction:
+    return Reduction(jnp.sum(jnp.where(mask, values, 0.0)), jnp.sum(mask, dtype=float))
+
+
+def _accumulate(
+    fn: Callable[[Batch], Any],
+    batch: Batch,
+    micro_batch_tokens: int | None,
+    mesh: jax.sharding.Mesh | None,
+) -> Any:
+    """The sum of `fn` over the batch's parts, in at least float32."""
+    parts = _parts(batch, micro_batch_tokens, mesh)
+    if parts == 1:
+        return fn(batch)
+
+    def wide(part):
+        return jax.tree.map(
+            lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), fn(part)
+        )
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, wide(part)), None
+
+    cut = split_batch(batch, parts)
+    shapes = jax.eval_shape(wide, jax.tree.map(lambda x: x[0], cut))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(body, zeros, cut)[0]
+
+
+def _parts(batch: Batch, bound: int | None, mesh: jax.sharding.Mesh | None) -> int:
+    """The fewest equal parts whose tokens stay within the bound.
+
+    Whole groups share their contexts; parts that cut groups carry one context for each
+    sequence, which counts.
+    """
+    if bound is None:
+        return 1
+    size, groups = batch.size, batch.contexts.shape[0]
+    shards = 1 if mesh is None else math.prod(mesh.shape[a] for a in BATCH_AXES)
+    responses = batch.responses.size
+    shared = batch.contexts.size
+    spread = size * batch.contexts.shape[1]
+    if batch.teacher_contexts is not None:
+        responses += batch.responses.size
+        shared += batch.teacher_contexts.size
+        spread += size * batch.teacher_contexts.shape[1]
+    for parts in range(1, size + 1):
+        if size % parts or (size // parts) % shards:
+            continue
+        whole = batch.context_index is None and groups % parts == 0
+        if (responses + (shared if whole else spread)) / parts <= bound:
+            return parts
+    least = (responses + spread) * shards // size
+    raise InputError(
+        f"training.micro_batch_tokens={bound} is below the {least} tokens of the "
+        f"smallest part ({shards} sequence(s), context and padding included); raise it."
+    )
+
+
+def _sanitise(batch: Batch) -> Batch:
+    """Zeros for all garbage that a mask excludes: `where` afterwards keeps its NaN."""
+    token_mask = jnp.asarray(batch.token_mask) & batch.sequence_mask[:, None]
+    loss_mask = jnp.asarray(batch.loss_mask) & token_mask
+
+    def clean(x):
+        if x is None:
+            return None
+        mask = token_mask if x.ndim == 2 else jnp.asarray(batch.sequence_mask)
+        return jnp.where(mask, x, jnp.zeros((), x.dtype))
+
+    names = ("responses", "advantages", "old_logps", "sampler_logps", "is_teacher")
+    return batch.replace(
+        token_mask=token_mask,
+        loss_mask=loss_mask,
+        **{name: clean(getattr(batch, name)) for name in names},
+    )
+
+
+def _weights_of(term: Term) -> str:
+    return f"weights of {term.name}"
+
+
+def _with_weights(recipe: Recipe, batch: Batch) -> Batch:
+    """The batch with every token's weight in every term, denominators included."""
+    weights = {}
+    for term in recipe.terms:
+        mask = batch.loss_mask if term.mask is None else term.mask(batch)
+        weight, denominator = token_weights(
+            mask & batch.loss_mask,
+            mode=term.reduction,
+            sequence_mask=batch.sequence_mask,
+            group_size=batch.size // batch.contexts.shape[0],
+            denominator=None if term.denominator is None else term.denominator(batch),
+        )
+        weights[_weights_of(term)] = weight / jnp.maximum(denominator, _SMALLEST)
+    return batch.replace(extras={**batch.extras, **weights})
+
+
+_SMALLEST = 1e-12
+"""Keeps an empty batch's 0 / 0 at 0."""
+
+
+def _teach(recipe: Recipe, state: TrainState, student: chex.ArrayTree):
+    """The teacher after this update."""
+    if recipe.teacher.kind != "ema":
+        return state.teacher
+    due = (state.update + 1) % recipe.teacher.every == 0
+    rate = jnp.where(due, recipe.teacher.rate, 0.0)
+    return jax.tree.map(
+        lambda t, s: t + rate.astype(t.dtype) * (s.astype(t.dtype) - t),
+        state.teacher,
+        student,
+    )
+
+
+def _on_mesh(program: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
+    """The program under `jax.set_mesh`, its batches spread over the mesh."""
+    if mesh is None:
+        return program
+
+    @functools.wraps(program)
+    def run(state, batch):
+        with jax.set_mesh(mesh):
+            return program(state, shard_batch(batch, mesh))
+
+    return run

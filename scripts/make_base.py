@@ -1,0 +1,222 @@
+"""Makes the embedded base model from scratch: tokenizer, training, figures.
+
+    python scripts/make_base.py --out build/base            # about 30 minutes, 2 cores
+    python scripts/make_base.py --out build/base --ceiling  # supervised training on it
+    python scripts/make_base.py --out build/base --install  # into the package
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import queue
+import sys
+import threading
+import time
+from pathlib import Path
+from random import Random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from base_corpus import examples, packed_batches, right_example
+from base_evaluation import Answerer, figures, table
+from base_tokenizer import make_tokenizer
+from optax.contrib import MuonDimensionNumbers
+from transformers import AutoTokenizer
+
+from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.stack import decoder
+
+ROWS, WIDTH = 28, 128
+
+
+def config(vocab_size: int) -> DecoderConfig:
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=32,
+        tie_embeddings=True,
+        max_positions=512,
+    )
+
+
+def loss_fn(policy, params, batch):
+    hidden, _ = policy.hidden(
+        params, batch["tokens"], batch["positions"], batch["segment_ids"]
+    )
+    logps = jax.nn.log_softmax(hidden @ policy.unembedding(params).T)
+    targets = batch["targets"]
+    picked = jnp.take_along_axis(logps, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+    mask = targets >= 0
+    return -jnp.where(mask, picked, 0.0).sum() / mask.sum()
+
+
+def prefetch(stream):
+    """Makes batches in a thread while the device computes."""
+    ready: queue.Queue = queue.Queue(maxsize=4)
+
+    def fill():
+        for item in stream:
+            ready.put(item)
+
+    threading.Thread(target=fill, daemon=True).start()
+    while True:
+        yield ready.get()
+
+
+def muon_axes(params):
+    """Which axes of a stacked weight are a matrix's rows and columns."""
+
+    def axes(path, x):
+        names = [getattr(k, "key", None) for k in path]
+        if "kernel" not in names:
+            return None
+        if "o" in names:
+            return MuonDimensionNumbers((1, 2), 3)
+        return MuonDimensionNumbers(1, tuple(range(2, x.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def make_optimizer(steps: int, decay: int, peak: float):
+    """Muon for the layers' matrices, Adam for the rest.
+
+    Warm-up, a constant rate, and a linear decay to zero over the last `decay` steps.
+    """
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, 50),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, 0.0, decay),
+        ],
+        [50, steps - decay],
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            schedule,
+            consistent_rms=0.2,
+            weight_decay=0.02,
+            adam_b2=0.98,
+            muon_weight_dimension_numbers=muon_axes,
+        ),
+    )
+
+
+def train(policy, params, batches, optimizer, *, steps, folder=None, every=250):
+    """Trains, and leaves off every so often; resumes where it left off."""
+    state, first = optimizer.init(params), 0
+    stored = folder / "state.npz" if folder else None
+    if stored and stored.exists():
+        (params, state), first = load_tree((params, state), stored)
+        for _ in range(first):
+            next(batches)
+    batches = prefetch(batches)
+
+    @jax.jit
+    def step(params, state, batch):
+        loss, gradient = jax.value_and_grad(lambda p: loss_fn(policy, p, batch))(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    start, losses = time.time(), []
+    for number in range(first + 1, steps + 1):
+        params, state, loss = step(params, state, next(batches))
+        losses.append(loss)
+        if number % 50 == 0 or number == steps:
+            mean = float(jnp.stack(losses).mean())
+            losses = []
+            print(f"step {number} loss {mean:.4f} {time.time() - start:.0f} s", flush=True)
+        if stored and number % every == 0:
+            save_tree((params, state), number, stored)
+    return params
+
+
+def save_tree(tree, step: int, path: Path) -> None:
+    leaves = {f"{i:03}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
+    np.savez(path.with_suffix(".tmp.npz"), step=step, **leaves)
+    path.with_suffix(".tmp.npz").replace(path)
+
+
+def load_tree(like, path: Path):
+    with np.load(path) as stored:
+        names = sorted(set(stored.files) - {"step"})
+        leaves = [jnp.asarray(stored[name]) for name in names]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), int(stored["step"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--decay", type=int, default=700)
+    parser.add_argument("--peak", type=float, default=4e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figures-only", action="store_true")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--hard-size", type=int, default=32)
+    parser.add_argument("--ceiling", type=int, default=0, metavar="STEPS")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    if not (args.out / "tokenizer.json").exists():
+        rng = Random("tokenizer")
+        sample = itertools.islice(examples(rng), 6000)
+        texts = [text for e in sample for text in (e.prompt, e.response)]
+        make_tokenizer(texts).save_pretrained(args.out)
+    tokenizer = AutoTokenizer.from_pretrained(args.out)
+    policy = decoder(config(len(tokenizer)))
+    params = policy.init(jax.random.key(args.seed))
+    print("parameters:", sum(x.size for x in jax.tree.leaves(params)), flush=True)
+    weights = args.out / "params.npz"
+    began = time.time()
+    if args.figures_only or args.ceiling:
+        params, _ = load_tree(params, weights)
+    else:
+        stream = examples(Random(f"base {args.seed}"))
+        params = train(
+            policy,
+            params,
+            packed_batches(stream, tokenizer, rows=ROWS, width=WIDTH),
+            make_optimizer(args.steps, args.decay, args.peak),
+            steps=args.steps,
+            folder=args.out,
+        )
+        save_tree(params, args.steps, weights)
+    if args.ceiling:
+        rng = Random(f"ceiling {args.seed}")
+        stream = (right_example(rng, "train", (1, 2, 3, 4)) for _ in itertools.count())
+        params = train(
+            policy,
+            params,
+            packed_batches(stream, tokenizer, rows=ROWS, width=WIDTH),
+            make_optimizer(args.ceiling, args.ceiling // 2, args.peak / 2),
+            steps=args.ceiling,
+        )
+    trained = time.time() - began
+    result = figures(
+        Answerer(policy, params, tokenizer),
+        split=args.split, size=args.size, hard_size=args.hard_size,
+    )  # fmt: skip
+    result |= {
+        "seconds": round(trained),
+        "seed": args.seed,
+        "command": " ".join(["python", "scripts/make_base.py", *sys.argv[1:]]),
+    }
+    name = "ceiling.json" if args.ceiling else f"figures-{args.split}.json"
+    (args.out / name).write_text(json.dumps(result, indent=2) + "\n")
+    print(table(result))
+    print("greedy fails below half:", result["greedy_fails_below_half"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

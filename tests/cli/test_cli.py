@@ -1,0 +1,235 @@
+"""The command line: exit codes, one error each, and what is printed where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+import yaml
+
+from jaxrl_post import cli
+from jaxrl_post.errors import InputError
+from jaxrl_post.training.metrics import MetricsWriter
+
+CONFIG = {
+    "model": {"path": "science_base"},
+    "task": {"name": "science"},
+    "recipe": {"name": "grpo"},
+    "training": {"steps": 2},
+    "evaluation": {"science": {"samples": 4}},
+}
+BASE = {"step": 0, "eval/science/avg@4": 0.25, "eval/science/parsed": 0.5}
+FINAL = {
+    "step": 2,
+    "reward/mean": 0.5,
+    "eval/science/avg@4": 0.5,
+    "eval/science/avg@4/low": 0.41,
+    "eval/science/avg@4/high": 0.59,
+    "eval/science/parsed": 1.0,
+}
+
+
+class Interrupted(Exception):
+    def __init__(self, signum):
+        self.signum = signum
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "short.yaml"
+    tree = CONFIG | {"run": {"dir": str(tmp_path / "run")}}
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Puts a made-up module of `jaxrl_post.training` in the real one's place."""
+
+    def put(name, **names):
+        fake = types.SimpleNamespace(**names)
+        monkeypatch.setitem(sys.modules, f"jaxrl_post.training.{name}", fake)
+
+    return put
+
+
+def write_run(run_dir, *rows):
+    with MetricsWriter(run_dir) as writer:
+        for row in rows:
+            writer.write(row)
+
+
+def test_bad_input_is_one_error_before_anything_heavy_is_imported(config, tmp_path):
+    commands = [
+        ["train", str(tmp_path / "none.yaml")],
+        ["train", config, "training.stepz=3"],
+        ["train", config, "training.steps=many"],
+        ["train", config, "steps"],
+        ["evaluate", config, "evaluation.science.samples=0"],
+        ["evaluate", config, "evaluation={}"],
+        ["evaluate", config, "--task=gsm8k"],
+        ["evaluate", "science_base", "modle.path=x"],
+        ["sample", "science_base", "-n", "0"],
+        ["sample", "science_base", "--temperature", "nan"],
+        ["sample", "science_base", "-n", "2", "--temperature", "0"],
+        ["report", str(tmp_path / "none")],
+        ["report", str(tmp_path)],
+        ["report", str(tmp_path), "--wat"],
+        ["train", config, "--wat", "run.seed=1"],
+        ["trian"],
+        [],
+    ]
+    code = (
+        "import sys\n"
+        "from jaxrl_post.cli import main\n"
+        f"for argv in {commands!r}:\n"
+        "    print('-----', file=sys.stderr, flush=True)\n"
+        "    assert main(argv) == 2, argv\n"
+        "assert not {'jax', 'transformers', 'datasets'} & set(sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    errors = result.stderr.split("-----\n")[1:]
+    assert len(errors) == len(commands)
+    for argv, error in zip(commands, errors, strict=True):
+        assert error.count("error: ") == 1, (argv, error)
+    assert "training.stepz" in errors[1] and "training.steps'" in errors[1]
+    assert "evaluation.test.samples" in errors[5]
+    assert "temperature nan" in errors[9]
+
+
+def test_help_and_version(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "evaluate", "sample", "report"))
+    for name in cli.COMMANDS:
+        assert cli.main([name, "--help"]) == 0
+        assert f"jaxrl-post {name} " in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("jaxrl-post 0.")
+
+
+@pytest.mark.parametrize(
+    "argv", [["--debug", "report", "x"], ["report", "x", "--debug"]]
+)
+def test_debug_prints_the_traceback(argv, capsys):
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error and "error: x: there is no such run folder" in error
+
+
+def test_an_error_of_ours_keeps_its_traceback(config, module, capsys):
+    def run(config, progress):
+        raise RuntimeError("a bug")
+
+    module("loop", run=run, Interrupted=Interrupted)
+    assert cli.main(["train", config]) == 1
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_train_prints_the_gain_and_its_causes(config, module, tmp_path, capsys):
+    def run(config, progress):
+        assert config.training.steps == 5
+        with progress(config.training.steps, 0) as bar:
+            bar.update(1, {"reward/mean": 0.5})
+        write_run(config.run.dir, BASE, {"step": 1, "reward/mean": 0.3}, FINAL)
+
+    module("loop", run=run, Interrupted=Interrupted)
+    assert cli.main(["train", config, "training.steps=5"]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [
+        "                           base  final    gain       95 %",
+        "science  avg@4            0.250  0.500  +0.250  0.41–0.59",
+        "         parsed           0.500  1.000  +0.500",
+        "         right if parsed  0.500  0.500  +0.000",
+        "science: of the gain, +0.250 comes from answers that parse, "
+        "+0.000 from answers that are right.",
+        f"report: {tmp_path}/run/report.html",
+    ]
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert output.err == "step 1/5  reward 0.500  0:00 left\n"
+
+
+@pytest.mark.parametrize(
+    "signum, name, code", [(2, "SIGINT", 130), (15, "SIGTERM", 143)]
+)
+def test_a_stopped_run_says_how_to_resume(config, module, capsys, signum, name, code):
+    def run(config, progress):
+        raise Interrupted(signum)
+
+    module("loop", run=run, Interrupted=Interrupted)
+    assert cli.main(["train", config, "model.path=a b"]) == code
+    output = capsys.readouterr()
+    assert f"stopped by {name}; saved" in output.err
+    assert f"jaxrl-post train {config} 'model.path=a b'" in output.err
+    assert output.out == ""
+
+
+def test_ctrl_c_elsewhere_is_no_traceback(config, module, capsys):
+    def evaluate_run(config, run_dir):
+        raise KeyboardInterrupt
+
+    module("evaluation", evaluate_run=evaluate_run)
+    assert cli.main(["evaluate", config]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_evaluate_prints_a_table_or_one_json_object(config, module, capsys):
+    scores = {key: value for key, value in FINAL.items() if key.startswith("eval/")}
+    scores["eval/science/length"] = float("nan")
+    module("evaluation", evaluate_run=lambda config, run_dir: scores)
+    assert cli.main(["evaluate", config, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed["eval/science/avg@4"] == 0.5
+    assert printed["eval/science/length"] is None
+    del scores["eval/science/length"]
+    assert cli.main(["evaluate", config]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "                                      95 %",
+        "science  avg@4            0.500  0.41–0.59",
+        "         parsed           1.000",
+        "         right if parsed  0.500",
+    ]
+
+
+def test_evaluate_knows_configs_runs_and_models(config, module, tmp_path):
+    calls = []
+    module("evaluation", evaluate_run=lambda *args: calls.append(args) or {})
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    for what in (
+        [config, "evaluation.science.samples=2"],
+        [str(run_dir), "run.seed=7"],
+        ["some/model.gguf", "--task", "gsm8k", "evaluation.gsm8k.rows=9"],
+    ):
+        assert cli.main(["evaluate", *what]) == 0
+    (first, none), (second, folder), (third, no_run) = calls
+    assert first.evaluation["science"].samples == 2 and none is None
+    assert second.run.seed == 7 and folder == run_dir
+    assert third.model.path == "some/model.gguf" and no_run is None
+    assert third.evaluation["gsm8k"].rows == 9
+    assert third.evaluation["gsm8k"].task == "gsm8k"
+
+
+def test_report_prints_the_paths(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, BASE)
+    assert cli.main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    paths = capsys.readouterr().out.split()
+    assert paths == [f"{tmp_path}/{name}/report.html" for name in ("a", "b")]
+
+
+def test_an_input_error_inside_a_run_is_bad_input_too(config, module, capsys):
+    def run(config, progress):
+        raise InputError("the prompts are too long")
+
+    module("loop", run=run, Interrupted=Interrupted)
+    assert cli.main(["train", config]) == 2
+    assert capsys.readouterr().err == "error: the prompts are too long\n"

@@ -1,0 +1,40 @@
+"""The machine that tests see: eight CPU devices, no network, strict shapes.
+
+Set in the environment, before jax is imported, so that programs started by tests find
+the same; only the eight devices are this process's own.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Compiled programs are kept between runs, for each user apart.
+_CACHE = Path(tempfile.gettempdir(), f"jaxrl_post-tests-{os.getuid()}")
+
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    JAX_NUMPY_RANK_PROMOTION="raise",
+    JAX_COMPILATION_CACHE_DIR=str(_CACHE),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    MPLBACKEND="agg",
+)
+
+import jax  # noqa: E402  (reads the environment set above)
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data that may lie beside the checkout."""
+    path = Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip(f"the reference data is not at {path}")
+    return path

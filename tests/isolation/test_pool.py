@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxrl_post.isolation import JudgePool
+from jaxrl_post.types import Prompts, Verdict
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@pytest.fixture(scope="module")
+def judges() -> Iterator[types.ModuleType]:
+    sys.path.insert(0, str(HERE))
+    import pool_judges
+
+    yield pool_judges
+    sys.path.remove(str(HERE))
+
+
+@pytest.fixture(scope="module")
+def pool(judges: types.ModuleType) -> Iterator[JudgePool]:
+    with JudgePool(2, timeout=1.0, chunk_size=4) as pool:
+        yield pool
+
+
+def prompts(count: int) -> Prompts:
+    return Prompts(
+        tuple(map(str, range(count))),
+        ((),) * count,
+        tuple({"factor": i % 3} for i in range(count)),
+        (None,) * count,
+    )
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return status != "Z"
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_verdicts_come_in_order_and_from_several_processes(pool, judges):
+    verdicts = pool.judge(judges.echo, prompts(40), [str(i) for i in range(40)])
+    assert [v.reward for v in verdicts] == [float(i * (i % 3)) for i in range(40)]
+    pids = {v.extra["pid"] for v in verdicts}
+    assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_small_batches_are_spread_over_the_workers(pool, judges):
+    verdicts = pool.judge(judges.echo, prompts(2), ["1", "2"])
+    assert len({v.extra["pid"] for v in verdicts}) == 2
+
+
+def test_an_empty_batch(pool, judges):
+    assert pool.judge(judges.echo, prompts(0), []) == []
+
+
+def test_lengths_must_agree(pool, judges):
+    with pytest.raises(ValueError, match="2 prompts for 1 completions"):
+        pool.judge(judges.echo, prompts(2), ["1"])
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "kind"),
+    [
+        ("raise no such thing", "RuntimeError: no such thing", "errors"),
+        ("nan", "Verdict.reward is nan", "errors"),
+        ("wrong-type", "returned 1.0 where a Verdict belongs", "errors"),
+        ("extra", "returned 2 verdicts for 1 completions", "errors"),
+        ("unpicklable", "unpicklable verdict", "errors"),
+        ("sysexit", "SystemExit", "errors"),
+        ("exit", "died (exit status 3)", "crashes"),
+        ("hang", "time-out while judging", "timeouts"),
+        ("hold", "time-out while judging", "timeouts"),
+    ],
+)
+def test_one_bad_completion_costs_one_verdict(pool, judges, command, error, kind):
+    before = vars(pool.stats).copy()
+    completions = ["fine"] * 7
+    completions[2] = command
+    verdicts = pool.judge(judges.obey, prompts(7), completions)
+    assert [v.reward for v in verdicts] == [1.0, 1.0, None, 1.0, 1.0, 1.0, 1.0]
+    assert verdicts[2].success is None
+    assert error in verdicts[2].extra["error"]
+    changes = {k: v - before[k] for k, v in vars(pool.stats).items() if v != before[k]}
+    assert changes == {"judged": 6, kind: 1}
+
+
+def test_workers_import_no_jax_and_judge_in_their_main_thread(pool, judges):
+    (verdict,) = pool.judge(judges.obey, prompts(1), ["look"])
+    assert verdict.extra == {"jax": False, "platforms": "cpu", "main thread": True}
+
+
+def test_printing_judges_leave_our_output_alone(pool, judges, capfd):
+    assert pool.judge(judges.obey, prompts(1), ["print"])[0].reward == 1.0
+    assert capfd.readouterr().out == ""
+
+
+def test_a_judge_that_always_hangs_is_given_up(judges):
+    with JudgePool(2, timeout=0.2, chunk_size=4) as pool:
+        start = time.monotonic()
+        verdicts = pool.judge(judges.hang_always, prompts(200), [""] * 200)
+        # All of them would take 20 s of time-outs, and as long for new processes.
+        assert time.monotonic() - start < 15
+        assert {v.reward for v in verdicts} == {None}
+        assert "given up" in verdicts[-1].extra["error"]
+        assert pool.stats.timeouts == 200
+        assert pool.judge(judges.obey, prompts(1), [""])[0].reward == 1.0
+
+
+def test_a_time_out_kills_what_the_judge_started(pool, judges, tmp_path):
+    file = tmp_path / "pid"
+    (verdict,) = pool.judge(judges.obey, prompts(1), [f"child {file}"])
+    assert "time-out" in verdict.extra["error"]
+    assert eventually(lambda: not alive(int(file.read_text())))
+
+
+def test_a_worker_killed_while_idle_is_replaced(pool, judges):
+    (verdict,) = pool.judge(judges.echo, prompts(1), ["1"])
+    os.kill(verdict.extra["pid"], signal.SIGKILL)
+    assert eventually(lambda: not alive(verdict.extra["pid"]))
+    verdicts = pool.judge(judges.echo, prompts(8), ["1"] * 8)
+    assert all(v.reward is not None for v in verdicts)
+
+
+def test_an_interrupted_call_leaves_no_stale_verdicts(pool, judges):
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.judge(judges.obey, prompts(2), ["hang", "hang"])
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert pool.judge(judges.echo, prompts(2), ["1", "1"])[1].reward == 1.0
+
+
+def test_two_threads_take_turns(pool, judges):
+    results: dict[int, list[Verdict]] = {}
+
+    def judge(k: int) -> None:
+        results[k] = pool.judge(judges.echo, prompts(20), [str(k)] * 20)
+
+    threads = [threading.Thread(target=judge, args=(k,)) for k in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in (1, 2):
+        assert [v.reward for v in results[k]] == [k * (i % 3) for i in range(20)]
+
+
+def test_judges_that_cannot_be_sent(pool, judges):
+    with pytest.raises(ValueError, match="cannot be pickled.*not a lambda"):
+        pool.judge(lambda prompts, completions: [], prompts(1), [""])
+    ghost = types.ModuleType("ghost")
+    exec("def judge(prompts, completions): return []", vars(ghost))
+    sys.modules["ghost"] = ghost
+    try:
+        with pytest.raises(ValueError, match="No module named 'ghost'.*workers=0"):
+            pool.judge(ghost.judge, prompts(1), [""])
+    finally:
+        del sys.modules["ghost"]
+    assert pool.judge(judges.obey, prompts(1), [""])[0].reward == 1.0
+
+
+def test_the_memory_limit_holds(judges):
+    with JudgePool(1, memory_limit=2**30) as pool:
+        verdicts = pool.judge(judges.obey, prompts(2), [f"eat {2**33}", "eat 1000"])
+        assert "MemoryError" in verdicts[0].extra["error"]
+        assert verdicts[1].reward == 1000
+
+
+def test_in_process(judges):
+    with JudgePool(workers=0) as pool:
+        verdicts = pool.judge(judges.obey, prompts(3), ["fine", "raise x", "fine"])
+        assert [v.reward for v in verdicts] == [1.0, None, 1.0]
+        (verdict,) = pool.judge(judges.echo, prompts(1), ["1"])
+        assert verdict.extra["pid"] == os.getpid()
+        assert vars(pool.stats) == {
+            "judged": 3,
+            "timeouts": 0,
+            "crashes": 0,
+            "errors": 1,
+        }
+
+
+def test_close_ends_all_processes_and_is_final(judges):
+    pool = JudgePool(2)
+    verdicts = pool.judge(judges.echo, prompts(2), ["1", "1"])
+    pool.close()
+    pool.close()
+    assert not any(alive(v.extra["pid"]) for v in verdicts)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.judge(judges.echo, prompts(1), ["1"])
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="timeout > 0"):
+        JudgePool(1, timeout=0)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {here!r})
+import pool_judges
+from jaxrl_post.isolation import JudgePool
+from jaxrl_post.types import Prompts
+
+print("top", flush=True)
+pool = JudgePool(1)
+prompts = Prompts(("a",), ((),), ({{"factor": 1}},), (None,))
+print(pool.judge(pool_judges.obey, prompts, [{completion!r}])[0].reward)
+"""
+
+
+def run_script(completion: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(here=str(HERE), completion=completion)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_script_needs_no_main_guard_and_may_forget_to_close():
+    process = run_script("fine")
+    output, _ = process.communicate(timeout=60)
+    assert (output, process.returncode) == ("top\n1.0\n", 0)
+
+
+@pytest.mark.parametrize("command", ["child", "sleep"])
+def test_nothing_survives_a_killed_owner(tmp_path, command):
+    file = tmp_path / "pid"
+    process = run_script(f"{command} {file}")
+    assert eventually(lambda: file.exists() and file.read_text() != "")
+    process.kill()
+    process.communicate()
+    assert eventually(lambda: not alive(int(file.read_text())))

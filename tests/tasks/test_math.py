@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+import time
+
+import pytest
+
+from jaxrl_post import tasks
+from jaxrl_post.isolation import JudgePool
+from jaxrl_post.tasks.math import MathJudge
+from jaxrl_post.types import Prompts, Verdict
+
+pytest.importorskip("math_verify")
+
+
+def judge(completion: str, answer: str, **options) -> Verdict:
+    prompts = Prompts(("q",), ((),), ({"answer": answer},), (None,))
+    return MathJudge(**options)(prompts, [completion])[0]
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{0.5}", r"\frac12"),
+        (r"The answer is $\frac{2}{4}$.", "0.5"),
+        ("So the answer is 204.", "204"),
+        (r"\boxed{2}, but no: \boxed{3}", "3"),
+        (r"\boxed{(1, 2)}", "(1,2)"),
+        (r"\boxed{3, 4}", r"\{4, 3\}"),
+        (r"\boxed{\$32,\!348}", r"\$32,\!348"),
+        (r"\boxed{32348}", r"\$32,\!348"),
+        (r"\boxed{x = 3}", "3"),
+        (r"\boxed{2\sqrt{3}}", r"so it is \boxed{\sqrt{12}}"),
+        (r"\boxed{7}", "$7$"),
+    ],
+)
+def test_right_answers(completion, answer):
+    verdict = judge(completion, answer)
+    assert (verdict.reward, verdict.success) == (1.0, True)
+    assert verdict.extra["parsed"] is True
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"\boxed{3}, but no: \boxed{2}", "3"),  # no set of both, and not the first
+        (r"\boxed{(2, 1)}", "(1,2)"),
+        ("So the answer is 205.", "204"),
+        (r"\boxed{-\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{y}", "x"),
+    ],
+)
+def test_wrong_answers(completion, answer):
+    verdict = judge(completion, answer)
+    assert (verdict.reward, verdict.success) == (0.0, False)
+    assert verdict.extra["parsed"] is True
+
+
+@pytest.mark.parametrize("completion", ["", "I don't know", r"\boxed{}"])
+def test_answers_that_cannot_be_read(completion):
+    verdict = judge(completion, "3")
+    assert (verdict.reward, verdict.success) == (0.0, False)
+    assert verdict.extra == {"parsed": False, "answer": None}
+    assert "no final answer" in verdict.feedback
+
+
+@pytest.mark.parametrize("answer", ["", "-1./3", r"np.arcsin(10/13)"])
+def test_an_unreadable_gold_answer_judges_nobody(answer):
+    verdict = judge(r"\boxed{3}", answer)
+    assert (verdict.reward, verdict.success) == (None, None)
+    assert "is not mathematics" in verdict.extra["error"]
+
+
+def test_strictness():
+    assert judge(r"\boxed{z = 3}", "x = 3").reward == 0.0
+    assert judge(r"\boxed{z = 3}", "x = 3", strict=False).reward == 1.0
+
+
+def test_a_monster_is_wrong_after_its_time():
+    start = time.perf_counter()
+    verdict = judge(r"\boxed{10^{10^{10}}}", "3", seconds=1)
+    assert verdict.reward == 0.0
+    assert time.perf_counter() - start < 8
+
+
+def test_other_threads_judge_too():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(judge(r"\boxed{3}", "3")))
+    thread.start()
+    thread.join()
+    assert found[0].reward == 1.0
+
+
+def test_it_runs_in_the_pool():
+    judge = MathJudge()
+    prompts = Prompts(("q",) * 2, ((),) * 2, ({"answer": "3"},) * 2, (None,) * 2)
+    with JudgePool(1, timeout=60) as pool:
+        verdicts = pool.judge(judge, prompts, [r"\boxed{3}", r"\boxed{4}"])
+    assert [v.reward for v in verdicts] == [1.0, 0.0]
+
+
+def test_load(tmp_path):
+    row = {"problem": "1+1?", "solution": r"It is \boxed{2}.", "level": "1"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row))
+    task = tasks.load(
+        "math",
+        split="test",
+        source=str(tmp_path),
+        demonstration="solution",
+        strict=False,
+    )
+    prompts = task.rows([0])
+    assert prompts.messages[0][0]["content"].startswith("1+1?\n\n")
+    assert r"\boxed{}" in prompts.messages[0][0]["content"]
+    assert prompts.demonstrations == (r"It is \boxed{2}.",)
+    assert task.judge == pickle.loads(pickle.dumps(MathJudge(strict=False)))
+    assert task.judge(prompts, [r"\boxed{2}"])[0].reward == 1.0
+    assert task.name == "math"

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+
+from jaxrl_post.isolation import JudgePool
+from jaxrl_post.tasks import from_reward_function
+from jaxrl_post.types import Prompts
+
+SEEN: list[dict] = []
+
+
+def matches(completions, answer, **kwargs):
+    return [float(text == gold) for text, gold in zip(completions, answer, strict=True)]
+
+
+def sees(prompts, completions, **columns):
+    SEEN.append({"prompts": prompts, "completions": completions} | columns)
+    return [1.0] * len(completions)
+
+
+def strict_signature(completions, answer):
+    return [0.5] * len(completions)
+
+
+def says(completions, **kwargs):
+    """The number that the completion is, None for a blank."""
+    return [float(text) if text else None for text in completions]
+
+
+async def eventually(completions, **kwargs):
+    return [2.0] * len(completions)
+
+
+def too_few(completions, **kwargs):
+    return [1.0]
+
+
+class Constant:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, completions, **kwargs):
+        return [self.value] * len(completions)
+
+
+def make_prompts(count: int = 2) -> Prompts:
+    messages = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How much?"},
+    )
+    columns = [{"answer": str(i), "level": 7 + i} for i in range(count)]
+    columns[-1].pop("level")
+    return Prompts(
+        tuple(map(str, range(count))),
+        (messages,) * count,
+        tuple(columns),
+        (None,) * count,
+    )
+
+
+def test_trls_signature():
+    judge = from_reward_function(matches)
+    verdicts = judge(make_prompts(), ["0", "0"])
+    assert [(v.reward, v.success) for v in verdicts] == [(1.0, True), (0.0, False)]
+    assert verdicts[0].extra == {"reward/matches": 1.0}
+
+
+def test_what_a_function_is_called_with():
+    SEEN.clear()
+    from_reward_function(sees)(make_prompts(), ["a", "b"])
+    from_reward_function(sees, conversational=True)(make_prompts(), ["a", "b"])
+    assert SEEN[0] == {
+        "prompts": ["Be brief.\n\nHow much?"] * 2,
+        "completions": ["a", "b"],
+        "answer": ["0", "1"],
+        "level": [7, None],
+    }
+    assert SEEN[1]["prompts"][0] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "How much?"},
+    ]
+    assert SEEN[1]["completions"] == [
+        [{"role": "assistant", "content": "a"}],
+        [{"role": "assistant", "content": "b"}],
+    ]
+
+
+def test_columns_that_a_function_does_not_name_are_left_out():
+    judge = from_reward_function(strict_signature)
+    assert judge(make_prompts(), ["a", "b"])[0].reward == 0.5
+
+
+def test_zero_none_and_nan_are_three_things():
+    judge = from_reward_function(says)
+    zero, none = judge(make_prompts(), ["0", ""])
+    assert (zero.reward, zero.success) == (0.0, False)
+    assert (none.reward, none.success) == (None, None)
+    with pytest.raises(ValueError, match="Verdict.reward is nan"):
+        judge(make_prompts(1), ["nan"])
+    with JudgePool(0) as pool:
+        verdicts = pool.judge(judge, make_prompts(3), ["0", "", "nan"])
+    assert [v.reward for v in verdicts] == [0.0, None, None]
+    assert ["error" in v.extra for v in verdicts] == [False, False, True]
+
+
+def test_weights_and_entries_without_a_reward():
+    judge = from_reward_function(
+        [says, matches], weights=[0.5, 2.0], success_threshold=2.5
+    )
+    verdicts = judge(make_prompts(3), ["0", "1", ""])
+    # .5*0 + 2*1, .5*1 + 2*1, and for the blank the second function alone.
+    assert [v.reward for v in verdicts] == [2.0, 2.5, 0.0]
+    assert [v.success for v in verdicts] == [False, True, False]
+    assert verdicts[2].extra == {"reward/says": None, "reward/matches": 0.0}
+    only = from_reward_function([says, says])
+    assert only(make_prompts(1), [""])[0].reward is None
+
+
+def test_other_callables():
+    assert from_reward_function(eventually)(make_prompts(1), ["x"])[0].reward == 2.0
+    judge = from_reward_function(Constant(3.0))
+    (verdict,) = judge(make_prompts(1), ["x"])
+    assert verdict.extra == {"reward/Constant": 3.0}
+    judge = from_reward_function("math:fsum")
+    assert judge.functions == (math.fsum,)
+    assert pickle.loads(pickle.dumps(judge)) == judge
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="2 reward functions and 1 weights"):
+        from_reward_function([says, says], weights=[1.0])
+    with pytest.raises(ValueError, match="too_few returned 1 rewards for 2"):
+        from_reward_function(too_few)(make_prompts(), ["a", "b"])

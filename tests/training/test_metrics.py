@@ -1,0 +1,123 @@
+"""The metrics file: each step once, through crashes and resumes."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_post.training import metrics
+from jaxrl_post.training.metrics import MetricsWriter, read_metrics
+
+
+def steps(path):
+    return [row["step"] for row in read_metrics(path)]
+
+
+def write(folder, *numbers, **options):
+    with MetricsWriter(folder, **options) as writer:
+        for number in numbers:
+            writer.write({"step": number, "loss": number / 10})
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    with MetricsWriter(tmp_path / "run") as writer:
+        writer.write({"step": 0})
+        assert steps(tmp_path / "run") == [0]
+
+
+def test_a_resumed_run_drops_the_steps_that_it_does_again(tmp_path):
+    write(tmp_path, 0, 1, 2, 3)
+    with MetricsWriter(tmp_path, resumed_step=1) as writer:
+        assert steps(tmp_path) == [0, 1]
+        writer.write({"step": 2, "loss": 7.0})
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [0.0, 0.1, 7.0]
+
+
+def test_a_run_that_begins_again_keeps_nothing(tmp_path):
+    write(tmp_path, 0, 1)
+    write(tmp_path, 0, resumed_step=-1)
+    assert steps(tmp_path) == [0]
+
+
+def test_without_a_resumed_step_every_row_stays(tmp_path):
+    write(tmp_path, 0, 1)
+    write(tmp_path, 2)
+    assert steps(tmp_path) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "lo', '{"step": 2}'])
+def test_a_torn_last_line_is_no_row(tmp_path, torn):
+    write(tmp_path, 0, 1)
+    path = tmp_path / metrics.FILE_NAME
+    path.write_text(path.read_text() + torn)
+    assert steps(tmp_path) == [0, 1]
+    write(tmp_path, 2, resumed_step=1)
+    assert steps(tmp_path) == [0, 1, 2]
+
+
+def test_a_broken_line_within_is_an_error_that_names_it(tmp_path):
+    (tmp_path / metrics.FILE_NAME).write_text('{"step": 0}\n{"st\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2.*'step'"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_step_is_never_written_twice(tmp_path, step):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"step": 1})
+        with pytest.raises(ValueError, match=f"step {step} would be"):
+            writer.write({"step": step})
+    assert steps(tmp_path) == [1]
+
+
+def test_what_json_cannot_say_is_null_and_counted(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write({"step": 1, "loss": float("nan"), "kl": np.float32("inf"), "x": 1})
+    text = (tmp_path / metrics.FILE_NAME).read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": None,
+        "kl": None,
+        "x": 1,
+        "non_finite": 2,
+    }
+
+
+def test_scalars_of_every_library_become_json(tmp_path):
+    row = {
+        "step": np.int64(1),
+        "a": np.float32(0.5),
+        "b": jnp.asarray(0.25),
+        "c": jnp.asarray(2.0, jnp.bfloat16),
+        "d": np.True_,
+        "e": None,
+        "f": "text",
+        "g": np.int32(3),
+    }
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(row)
+    expected = {"step": 1, "a": 0.5, "b": 0.25, "c": 2.0, "d": True, "e": None}
+    assert read_metrics(tmp_path) == [{**expected, "f": "text", "g": 3}]
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), [1.0], object()])
+def test_what_is_no_scalar_is_named(tmp_path, value):
+    with MetricsWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="metric 'loss'"):
+            writer.write({"step": 1, "loss": value})
+    assert steps(tmp_path) == []
+
+
+def test_a_crash_while_replacing_leaves_the_old_file(tmp_path, monkeypatch):
+    write(tmp_path, 0, 1, 2)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.os, "fsync", crash)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsWriter(tmp_path, resumed_step=0)
+    assert steps(tmp_path) == [0, 1, 2]

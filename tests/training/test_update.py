@@ -1,0 +1,257 @@
+"""The update step: what may not change the gradient, and what must."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl_post import losses, recipes
+from jaxrl_post.errors import InputError
+from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.stack import decoder
+from jaxrl_post.recipes import Batch, Recipe, Teacher, Term
+from jaxrl_post.training.forward import predicting_states
+from jaxrl_post.training.state import init_state
+from jaxrl_post.training.update import make_score_step, make_update_step
+
+GROUPS, GROUP_SIZE, WIDTH, TIME = 4, 2, 5, 6
+CONFIG = DecoderConfig(
+    vocab_size=19,
+    padded_vocab_size=24,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+)
+POLICY = decoder(CONFIG)
+PARAMS = POLICY.init(jax.random.key(0))
+SGD = optax.sgd(1.0)
+
+
+def make_batch(seed=0) -> Batch:
+    rng = np.random.default_rng(seed)
+    rows = GROUPS * GROUP_SIZE
+    lengths = rng.integers(1, TIME + 1, rows)
+    lengths[0], lengths[1] = TIME, 1
+    mask = np.arange(TIME) < lengths[:, None]
+    context_mask = np.arange(WIDTH)[::-1] < rng.integers(1, WIDTH + 1, GROUPS)[:, None]
+    return Batch(
+        contexts=rng.integers(0, 19, (GROUPS, WIDTH)).astype(np.int32),
+        context_mask=context_mask,
+        responses=rng.integers(0, 19, (rows, TIME)).astype(np.int32),
+        token_mask=mask,
+        loss_mask=mask,
+        sequence_mask=np.ones(rows, bool),
+        advantages=rng.normal(size=rows).astype(np.float32),
+        old_logps=rng.normal(-3, 0.3, (rows, TIME)).astype(np.float32),
+        sampler_logps=rng.normal(-3, 0.3, (rows, TIME)).astype(np.float32),
+    )
+
+
+def gradient(recipe, batch, **options):
+    """What one SGD step of rate 1 subtracts, and the metrics."""
+    params = jax.tree.map(jnp.copy, PARAMS)
+    state = init_state(params, SGD, recipe, jax.random.key(0))
+    update = make_update_step(POLICY, recipe, SGD, **options)
+    state, metrics = update(state, batch)
+    return jax.tree.map(lambda a, b: a - b, PARAMS, state.trainable), metrics
+
+
+@pytest.mark.parametrize(
+    "mode", ["token_mean", "sequence_mean", "prompt_mean", "constant"]
+)
+def test_micro_batches_change_nothing(mode):
+    length = TIME if mode == "constant" else None
+    recipe = recipes.grpo(
+        reduction=mode, max_length=length, entropy_weight=0.1, truncated_importance=2.0
+    )
+    batch = make_batch()
+    whole, metrics = gradient(recipe, batch)
+    norm = float(optax.tree.norm(whole))
+    assert norm > 1e-3
+    tokens = GROUPS * WIDTH + GROUPS * GROUP_SIZE * TIME
+    for parts in (2, 4, 8):  # 8 cuts through groups
+        bound = tokens // parts if parts < 8 else WIDTH + TIME
+        cut, cut_metrics = gradient(recipe, batch, micro_batch_tokens=bound)
+        chex.assert_trees_all_close(cut, whole, atol=1e-6 * max(norm, 1))
+        chex.assert_trees_all_close(cut_metrics, metrics, rtol=2e-5, atol=1e-6)
+
+
+def test_micro_batches_bound_is_checked():
+    with pytest.raises(InputError, match="micro_batch_tokens=5 is below the 11 tokens"):
+        gradient(recipes.grpo(), make_batch(), micro_batch_tokens=5)
+
+
+def test_gradient_equals_plain_computation():
+    """The whole path, against logits that are built and differentiated as they are."""
+    batch = make_batch(1)
+    recipe = recipes.grpo()
+
+    def loss(params):
+        total, count = 0.0, 0
+        for b in range(batch.size):
+            group = b // GROUP_SIZE
+            context = batch.contexts[group][batch.context_mask[group]]
+            response = batch.responses[b][batch.token_mask[b]]
+            tokens = jnp.concatenate([context, response])[None]
+            ones = jnp.ones_like(tokens)
+            where = jnp.arange(tokens.shape[1])[None]
+            hidden, _ = POLICY.hidden(params, tokens, where, ones)
+            head = POLICY.unembedding(params)[:19]
+            logps = jax.nn.log_softmax(hidden[0] @ head.T)[len(context) - 1 : -1]
+            logps = jnp.take_along_axis(logps, response[:, None], 1)[:, 0]
+            values = losses.clipped_policy_gradient(
+                logps[None],
+                batch.old_logps[b][batch.token_mask[b]][None],
+                batch.advantages[b][None],
+            )
+            total, count = total + values.sum(), count + len(response)
+        return total / count
+
+    value, expected = jax.value_and_grad(loss)(PARAMS)
+    ours, metrics = gradient(recipe, batch, chunk_size=7)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    chex.assert_trees_all_close(ours, expected, atol=2e-6)
+
+
+def test_padding_and_garbage_change_nothing():
+    batch = make_batch(2)
+    recipe = recipes.grpo(kl_weight=0.1, truncated_importance=2.0)
+    expected, metrics = gradient(recipe, batch)
+    wide = batch.replace(
+        contexts=np.pad(batch.contexts, ((0, 0), (3, 0)), constant_values=7),
+        context_mask=np.pad(batch.context_mask, ((0, 0), (3, 0))),
+        responses=np.where(batch.token_mask, batch.responses, 23),
+        old_logps=np.where(batch.token_mask, batch.old_logps, np.nan),
+        sampler_logps=np.where(batch.token_mask, batch.sampler_logps, np.inf),
+    )
+    wide = jax.tree.map(
+        lambda x: np.pad(x, ((0, 0), (0, 2))) if x.shape[1:] == (TIME,) else x, wide
+    )
+    ours, padded_metrics = gradient(recipe, wide)
+    chex.assert_trees_all_close(ours, expected, atol=1e-6)
+    chex.assert_trees_all_close(padded_metrics, metrics, rtol=1e-4, atol=1e-6)
+
+
+def test_filler_rows_change_nothing():
+    batch = make_batch(3)
+    recipe = recipes.grpo(reduction="sequence_mean_over_all")
+    expected, _ = gradient(recipe, batch)
+    more = jax.tree.map(lambda x: np.concatenate([x, x]), batch)
+    real = np.arange(2 * batch.size) < batch.size
+    more = more.replace(
+        sequence_mask=real, advantages=np.where(real, more.advantages, np.nan)
+    )
+    ours, _ = gradient(recipe, more)
+    chex.assert_trees_all_close(ours, expected, atol=1e-6)
+
+
+def test_score_step_returns_rows_in_order():
+    batch = make_batch(4)
+    whole = make_score_step(POLICY)(PARAMS, batch)
+    cut = make_score_step(POLICY, micro_batch_tokens=25)(PARAMS, batch)
+    np.testing.assert_allclose(whole, cut, atol=1e-6)
+    assert (np.asarray(whole)[~batch.token_mask] == 0).all()
+    assert (np.asarray(whole)[batch.token_mask] < 0).all()
+
+
+def test_context_index_equals_adjacent_groups():
+    batch = make_batch(5)
+    expected, _ = gradient(recipes.grpo(), batch)
+    shuffled = np.array([2, 0, 3, 1])
+    indexed = batch.replace(
+        contexts=batch.contexts[shuffled],
+        context_mask=batch.context_mask[shuffled],
+        context_index=np.argsort(shuffled)[np.arange(batch.size) // GROUP_SIZE].astype(
+            np.int32
+        ),
+    )
+    for bound in (None, 40):
+        ours, _ = gradient(recipes.grpo(), indexed, micro_batch_tokens=bound)
+        chex.assert_trees_all_close(ours, expected, atol=1e-6)
+
+
+def test_non_finite_gradient_is_skipped_and_counted():
+    recipe = recipes.grpo()
+    state = init_state(
+        jax.tree.map(jnp.copy, PARAMS), optax.adam(1e-2), recipe, jax.random.key(0)
+    )
+    update = make_update_step(POLICY, recipe, optax.adam(1e-2))
+    bad = make_batch().replace(advantages=np.full(8, np.nan, np.float32))
+    before = jax.tree.map(np.asarray, (state.trainable, state.opt_state))
+    state, metrics = update(state, bad)
+    chex.assert_trees_all_equal((state.trainable, state.opt_state), before)
+    assert int(state.update) == 1 and int(state.skipped) == 1
+    assert float(metrics["update/skipped"]) == 1
+    state, _ = update(state, make_batch())
+    assert int(state.update) == 2 and int(state.skipped) == 0
+
+
+def test_update_compiles_once():
+    recipe, traces = recipes.grpo(), chex.assert_max_traces
+    del traces
+    calls = []
+    term = recipe.terms[0]
+
+    def counted(views):
+        calls.append(None)
+        return term.scores(views)
+
+    recipe = Recipe("counted", (Term("t", counted, term.loss),))
+    state = init_state(jax.tree.map(jnp.copy, PARAMS), SGD, recipe, jax.random.key(0))
+    update = make_update_step(POLICY, recipe, SGD)
+    for seed in range(3):
+        state, _ = update(state, make_batch(seed))
+    first = len(calls)
+    state, _ = update(state, make_batch(9))
+    assert len(calls) == first <= 2
+
+
+def test_ema_teacher_moves_every_other_update():
+    term = Term(
+        "distil",
+        scores=lambda v: {
+            "logps": v.student.log_probs(v.tokens),
+            "teacher_logps": v.teacher.log_probs(v.tokens),
+        },
+        loss=lambda s, b: s["logps"] - s["teacher_logps"],
+        needs=frozenset({"teacher"}),
+    )
+    recipe = Recipe("ema", (term,), teacher=Teacher("ema", rate=0.25, every=2))
+    batch = make_batch()
+    batch = batch.replace(
+        teacher_contexts=batch.contexts, teacher_context_mask=batch.context_mask
+    )
+    state = init_state(jax.tree.map(jnp.copy, PARAMS), SGD, recipe, jax.random.key(0))
+    update = make_update_step(POLICY, recipe, SGD)
+    state, metrics = update(state, batch)
+    np.testing.assert_allclose(metrics["loss"], 0.0, atol=1e-6)
+    chex.assert_trees_all_equal(state.teacher, PARAMS)
+    state, _ = update(state, batch)
+    expected = jax.tree.map(lambda t, s: t + 0.25 * (s - t), PARAMS, state.trainable)
+    chex.assert_trees_all_close(state.teacher, expected, atol=1e-7)
+
+
+def test_predicting_states_ignore_padding_side():
+    batch = make_batch(6)
+
+    def states(contexts, mask):
+        return predicting_states(
+            POLICY, PARAMS, contexts, mask, None, batch.responses, batch.token_mask
+        )
+
+    left = states(batch.contexts, batch.context_mask)
+    rows = [c[m] for c, m in zip(batch.contexts, batch.context_mask, strict=True)]
+    right = np.zeros((GROUPS, WIDTH + 2), np.int32)
+    mask = np.zeros((GROUPS, WIDTH + 2), bool)
+    for i, row in enumerate(rows):
+        right[i, : len(row)], mask[i, : len(row)] = row, True
+    right = states(right, mask)
+    real = batch.token_mask
+    np.testing.assert_allclose(left[real], right[real], atol=1e-5)
