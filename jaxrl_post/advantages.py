@@ -86,9 +86,7 @@ def _statistics(
     mean = jnp.where(members, values, 0).sum(-1) / jnp.maximum(count, 1)
     deviations = jnp.where(members, values - mean[..., None], 0)
     variance = jnp.square(deviations).sum(-1) / jnp.maximum(count - ddof, 1)
-    constant = highest <= lowest
-    mean = jnp.where(constant & (count > 0), lowest, mean)
-    return mean, jnp.where(constant, 0, jnp.sqrt(variance))
+    return mean, jnp.where(highest > lowest, jnp.sqrt(variance), 0)
 
 
 def overlong_penalty(

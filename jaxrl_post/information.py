@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxrl_post.numerics import check_choice, check_number, clamp, promote
+from jaxrl_post.numerics import Scalar, check_choice, check_number, clamp, promote
 from jaxrl_post.reduction import Reduction, reduce
 
 _AVERAGES = {
@@ -64,9 +64,9 @@ def information_gain(
 def step_multiplier(
     gain: ArrayLike,
     *,
-    sensitivity: ArrayLike,
-    max_multiplier: ArrayLike,
-    min_multiplier: ArrayLike = 0.0,
+    sensitivity: Scalar,
+    max_multiplier: Scalar,
+    min_multiplier: Scalar = 0.0,
 ) -> jax.Array:
     """The factor on the optimizer's step: `rho = min(exp(alpha I), rho_max)`.
 

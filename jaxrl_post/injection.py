@@ -41,7 +41,7 @@ def confidence(successes: ArrayLike, group_size: int) -> jax.Array:
     _check_group_size(group_size)
     # A table, because a compiler may turn the division into a product with the
     # rounded reciprocal, and the gate compares to the last bit.
-    dtype = np.dtype(jnp.zeros(()).dtype).type
+    dtype = np.dtype(jnp.result_type(float)).type
     table = (1 + np.arange(group_size + 1, dtype=dtype)) / dtype(2 + group_size)
     return jnp.asarray(table)[jnp.asarray(successes).astype(jnp.int32)]
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+Scalar = float | jax.Array
+"""A hyper-parameter that may be a Python number or a traced scalar."""
 
 
 def promote(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
@@ -16,13 +20,16 @@ def promote(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
     >>> str(x.dtype)
     'float32'
     """
-    arrays = [jnp.asarray(x) for x in arrays]
-    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-    return tuple(x.astype(dtype) for x in arrays)
+    converted = [jnp.asarray(x) for x in arrays]
+    dtype = jnp.result_type(*converted)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)  # whole numbers: the default, float64 under x64
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    return tuple(x.astype(dtype) for x in converted)
 
 
 def clamp(
-    x: jax.Array, low: ArrayLike | None = None, high: ArrayLike | None = None
+    x: jax.Array, low: Scalar | None = None, high: Scalar | None = None
 ) -> jax.Array:
     """`x` limited to `[low, high]`: gradient 1 on the closed interval, 0 outside.
 
@@ -59,7 +66,7 @@ def is_traced(value: object) -> bool:
 
 def check_number(
     name: str,
-    value: ArrayLike | None,
+    value: Any,
     low: float = -math.inf,
     high: float = math.inf,
     *,
@@ -81,7 +88,7 @@ def check_number(
                 "array; pass it outside of the arguments of jit, grad and vmap."
             )
         return
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     above = low < number if open_low else low <= number
     below = number < high if open_high else number <= high
     if not (above and below):

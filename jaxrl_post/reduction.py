@@ -90,7 +90,7 @@ def token_weights(
 
     # The default floating dtype: float64 under x64, where float32 weights would cost
     # half the digits.
-    weights = mask.astype(jnp.zeros(()).dtype)
+    weights = mask.astype(jnp.result_type(float))
     tokens = weights.sum(-1)
     if mode == "token_mean":
         return weights, tokens.sum()
@@ -99,23 +99,17 @@ def token_weights(
     if mode == "constant":
         return weights, jnp.asarray(denominator, weights.dtype)
     if mode == "prompt_mean":
-        tokens = _over_groups(tokens, group_size)
-        counted = (tokens > 0).sum() / group_size
+        rows = mask.shape[0]
+        if group_size is None or group_size < 1 or rows % group_size:
+            raise ValueError(
+                f"mode='prompt_mean' needs a group_size that divides the {rows} rows, "
+                f"got {group_size}; rows of one group must be adjacent."
+            )
+        groups = tokens.reshape(rows // group_size, group_size).sum(-1)
+        tokens, counted = jnp.repeat(groups, group_size), (groups > 0).sum()
     else:
         counted = (real if mode == "sequence_mean_over_all" else tokens > 0).sum()
     return weights / jnp.maximum(tokens, 1)[:, None], counted.astype(weights.dtype)
-
-
-def _over_groups(tokens: jax.Array, group_size: int | None) -> jax.Array:
-    """Each row's count replaced by the sum over the rows of its group."""
-    rows = tokens.shape[0]
-    if group_size is None or group_size < 1 or rows % group_size:
-        raise ValueError(
-            f"mode='prompt_mean' needs a group_size that divides the {rows} rows, got "
-            f"{group_size}; rows of one group must be adjacent."
-        )
-    groups = tokens.reshape(rows // group_size, group_size).sum(-1, keepdims=True)
-    return jnp.broadcast_to(groups, (rows // group_size, group_size)).reshape(rows)
 
 
 def reduce(

@@ -13,7 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxrl_post.information import step_multiplier
-from jaxrl_post.numerics import check_number, is_traced
+from jaxrl_post.numerics import Scalar, check_number, is_traced
 from jaxrl_post.reduction import Reduction
 
 # 0, but not an int: those optax.inject_hyperparams turns into arrays, and then the
@@ -25,28 +25,28 @@ class ScaleByInformationState(NamedTuple):
     """State of `scale_by_information`; floats are in the default floating dtype.
 
     Attributes:
-      count: [] int32, updates with a finite gain (what the average has seen).
+      finite: [] int32, updates with a finite gain (what the average has seen).
+      nonfinite: [] int32, updates whose gain was not finite.
       gain: [] the last finite gain, smoothed if smoothing is on; 0 before the first.
       multiplier: [] the multiplier that the last update was scaled with.
       average: [] exponential sum behind the smoothed gain, without bias correction.
       pending: [delay] multipliers that wait for their update, the next one first.
-      nonfinite: [] int32, updates whose gain was not finite.
     """
 
-    count: jax.Array
+    finite: jax.Array
+    nonfinite: jax.Array
     gain: jax.Array
     multiplier: jax.Array
     average: jax.Array
     pending: jax.Array
-    nonfinite: jax.Array
 
 
 def scale_by_information(
-    sensitivity: ArrayLike,
+    sensitivity: Scalar,
     *,
-    max_multiplier: ArrayLike = 2.0,
-    min_multiplier: ArrayLike = 0.0,
-    smoothing: ArrayLike | None = None,
+    max_multiplier: Scalar = 2.0,
+    min_multiplier: Scalar = 0.0,
+    smoothing: Scalar | None = None,
     delay: SupportsIndex = _NO_DELAY,
 ) -> optax.GradientTransformationExtraArgs:
     """PGPO: multiplies the finished update by `rho_k = min(exp(alpha I_k), rho_max)`.
@@ -107,12 +107,12 @@ def scale_by_information(
             )
         # A buffer each: the state may be donated.
         return ScaleByInformationState(
-            count=jnp.zeros((), jnp.int32),
+            finite=jnp.zeros((), jnp.int32),
+            nonfinite=jnp.zeros((), jnp.int32),
             gain=jnp.zeros(()),
             multiplier=jnp.ones(()),
             average=jnp.zeros(()),
             pending=jnp.ones(operator.index(delay)),
-            nonfinite=jnp.zeros((), jnp.int32),
         )
 
     def update_fn(
@@ -125,33 +125,35 @@ def scale_by_information(
     ) -> tuple[optax.Updates, ScaleByInformationState]:
         del params, extra_args
         latest = _scalar_gain(information).astype(state.gain.dtype)
-        finite = jnp.isfinite(latest)
-        count = jnp.where(finite, optax.safe_increment(state.count), state.count)
+        is_finite = jnp.isfinite(latest)
+
+        def if_finite(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(is_finite, new, old).astype(old.dtype)
+
+        finite = if_finite(optax.safe_increment(state.finite), state.finite)
         gain, average = latest, state.average
         if smoothing is not None:
             average = smoothing * average + (1 - smoothing) * latest
-            gain = average / (1 - smoothing ** jnp.maximum(count, 1))
+            gain = average / (1 - smoothing ** jnp.maximum(finite, 1))
         multiplier = step_multiplier(
-            jnp.where(finite, gain, jnp.nan),
+            gain,
             sensitivity=sensitivity,
             max_multiplier=max_multiplier,
             min_multiplier=min_multiplier,
         )
-        # The queue's length, not `delay`: inject_hyperparams traces the latter.
+        # The queue's length, not `delay`: inject_hyperparams may trace the latter.
         queue = jnp.append(state.pending, multiplier)
         multiplier, pending = queue[0], queue[1:]
         updates = jax.tree.map(lambda u: (multiplier * u).astype(u.dtype), updates)
         return updates, ScaleByInformationState(
-            count=count,
-            gain=jnp.where(finite, gain, state.gain).astype(state.gain.dtype),
-            multiplier=multiplier,
-            average=jnp.where(finite, average, state.average).astype(
-                state.average.dtype
-            ),
-            pending=pending,
+            finite=finite,
             nonfinite=jnp.where(
-                finite, state.nonfinite, optax.safe_increment(state.nonfinite)
+                is_finite, state.nonfinite, optax.safe_increment(state.nonfinite)
             ),
+            gain=if_finite(gain, state.gain),
+            multiplier=multiplier,
+            average=if_finite(average, state.average),
+            pending=pending,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -177,10 +179,10 @@ def _scalar_gain(information: ArrayLike | Reduction | None) -> jax.Array:
 def pgpo_adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    sensitivity: ArrayLike,
-    max_multiplier: ArrayLike = 2.0,
-    min_multiplier: ArrayLike = 0.0,
-    smoothing: ArrayLike | None = None,
+    sensitivity: Scalar,
+    max_multiplier: Scalar = 2.0,
+    min_multiplier: Scalar = 0.0,
+    smoothing: Scalar | None = None,
     delay: SupportsIndex = _NO_DELAY,
     scale_decay: bool = True,
     b1: float = 0.9,

@@ -1,8 +1,11 @@
 """Makes the embedded base model from scratch: tokenizer, training, figures.
 
-    python scripts/make_base.py --out build/base            # about 30 minutes, 2 cores
-    python scripts/make_base.py --out build/base --ceiling  # supervised training on it
-    python scripts/make_base.py --out build/base --install  # into the package
+    python scripts/make_base.py --out build/base                  # tens of minutes
+    python scripts/make_base.py --out build/base --ceiling 400    # supervised, on top
+    python scripts/make_base.py --out build/base --install        # into the package
+
+A training that was interrupted goes on where it last left off. Everything follows from
+the seed.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import hashlib
 import itertools
 import json
 import queue
+import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -28,14 +33,16 @@ from base_tokenizer import make_tokenizer
 from optax.contrib import MuonDimensionNumbers
 from transformers import AutoTokenizer
 
-from jaxrl_post.models.config import DecoderConfig
-from jaxrl_post.models.stack import decoder
+import jaxrl_post
+from jaxrl_post import models
 
 ROWS, WIDTH = 28, 128
+INSTALLED = Path(jaxrl_post.__file__).parent / "assets" / "science_base"
 
 
-def config(vocab_size: int) -> DecoderConfig:
-    return DecoderConfig(
+def config(vocab_size: int) -> models.DecoderConfig:
+    """About 0.9 M parameters; heads, width and MLP divide by 4."""
+    return models.DecoderConfig(
         vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=384,
@@ -49,6 +56,7 @@ def config(vocab_size: int) -> DecoderConfig:
 
 
 def loss_fn(policy, params, batch):
+    """Mean negative log-likelihood of the response tokens."""
     hidden, _ = policy.hidden(
         params, batch["tokens"], batch["positions"], batch["segment_ids"]
     )
@@ -59,24 +67,11 @@ def loss_fn(policy, params, batch):
     return -jnp.where(mask, picked, 0.0).sum() / mask.sum()
 
 
-def prefetch(stream):
-    """Makes batches in a thread while the device computes."""
-    ready: queue.Queue = queue.Queue(maxsize=4)
-
-    def fill():
-        for item in stream:
-            ready.put(item)
-
-    threading.Thread(target=fill, daemon=True).start()
-    while True:
-        yield ready.get()
-
-
 def muon_axes(params):
     """Which axes of a stacked weight are a matrix's rows and columns."""
 
     def axes(path, x):
-        names = [getattr(k, "key", None) for k in path]
+        names = [getattr(key, "key", None) for key in path]
         if "kernel" not in names:
             return None
         if "o" in names:
@@ -86,10 +81,11 @@ def muon_axes(params):
     return jax.tree_util.tree_map_with_path(axes, params)
 
 
-def make_optimizer(steps: int, decay: int, peak: float):
+def make_optimizer(steps: int, decay: int, peak: float) -> optax.GradientTransformation:
     """Muon for the layers' matrices, Adam for the rest.
 
     Warm-up, a constant rate, and a linear decay to zero over the last `decay` steps.
+    Muon learns this corpus in far fewer steps than Adam.
     """
     schedule = optax.join_schedules(
         [
@@ -111,8 +107,21 @@ def make_optimizer(steps: int, decay: int, peak: float):
     )
 
 
+def prefetch(stream: Iterator) -> Iterator:
+    """Makes batches in a thread while the device computes."""
+    ready: queue.Queue = queue.Queue(maxsize=4)
+
+    def fill():
+        for item in stream:
+            ready.put(item)
+
+    threading.Thread(target=fill, daemon=True).start()
+    while True:
+        yield ready.get()
+
+
 def train(policy, params, batches, optimizer, *, steps, folder=None, every=250):
-    """Trains, and leaves off every so often; resumes where it left off."""
+    """Trains; with a `folder`, saves every so often and resumes where it left off."""
     state, first = optimizer.init(params), 0
     stored = folder / "state.npz" if folder else None
     if stored and stored.exists():
@@ -132,9 +141,9 @@ def train(policy, params, batches, optimizer, *, steps, folder=None, every=250):
         params, state, loss = step(params, state, next(batches))
         losses.append(loss)
         if number % 50 == 0 or number == steps:
-            mean = float(jnp.stack(losses).mean())
-            losses = []
-            print(f"step {number} loss {mean:.4f} {time.time() - start:.0f} s", flush=True)
+            mean, losses = float(jnp.stack(losses).mean()), []
+            seconds = time.time() - start
+            print(f"step {number} loss {mean:.4f} {seconds:.0f} s", flush=True)
         if stored and number % every == 0:
             save_tree((params, state), number, stored)
     return params
@@ -142,8 +151,8 @@ def train(policy, params, batches, optimizer, *, steps, folder=None, every=250):
 
 def save_tree(tree, step: int, path: Path) -> None:
     leaves = {f"{i:03}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(tree))}
-    np.savez(path.with_suffix(".tmp.npz"), step=step, **leaves)
-    path.with_suffix(".tmp.npz").replace(path)
+    np.savez(path.with_suffix(".new.npz"), step=step, **leaves)
+    path.with_suffix(".new.npz").replace(path)
 
 
 def load_tree(like, path: Path):
@@ -153,69 +162,96 @@ def load_tree(like, path: Path):
         return jax.tree.unflatten(jax.tree.structure(like), leaves), int(stored["step"])
 
 
+def open_tokenizer(folder: Path):
+    """The tokenizer of the training folder, learnt from the corpus the first time."""
+    if not (folder / "tokenizer.json").exists():
+        sample = itertools.islice(examples(Random("tokenizer")), 6000)
+        texts = [text for e in sample for text in (e.prompt, e.response)]
+        make_tokenizer(texts).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def make(args) -> None:
+    """Trains the base and saves it under ``model``."""
+    tokenizer = open_tokenizer(args.out)
+    policy = models.decoder(config(len(tokenizer)))
+    params = policy.init(jax.random.key(args.seed))
+    stream = examples(Random(f"base {args.seed}"))
+    params = train(
+        policy,
+        params,
+        packed_batches(stream, tokenizer, rows=ROWS, width=WIDTH),
+        make_optimizer(args.steps, args.decay, args.peak),
+        steps=args.steps,
+        folder=args.out,
+    )
+    models.save(policy, params, tokenizer, args.out / "model", overwrite=True)
+
+
+def measure(args, seconds: float) -> None:
+    """Writes the figures of the saved model beside its weights."""
+    folder = args.out / "model"
+    policy, params, tokenizer = models.load(folder)
+    result = figures(Answerer(policy, params, tokenizer), split=args.split)
+    weights = (folder / "model.safetensors").read_bytes()
+    result |= {
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "seed": args.seed,
+        "steps": args.steps,
+        "seconds": round(seconds),
+        "command": " ".join(["python", "scripts/make_base.py", *sys.argv[1:]]),
+    }
+    write(result, folder / "figures.json")
+
+
+def ceiling(args) -> None:
+    """What supervised training on correct plain solutions makes of the base."""
+    folder = args.out / "model"
+    policy, params, tokenizer = models.load(folder)
+    rng = Random(f"ceiling {args.seed}")
+    stream = (right_example(rng, "train", (1, 2, 3, 4)) for _ in itertools.count())
+    params = train(
+        policy,
+        params,
+        packed_batches(stream, tokenizer, rows=ROWS, width=WIDTH),
+        make_optimizer(args.ceiling, args.ceiling // 2, args.peak / 2),
+        steps=args.ceiling,
+    )
+    result = figures(Answerer(policy, params, tokenizer), split=args.split)
+    write(result | {"steps": args.ceiling}, folder / "ceiling.json")
+
+
+def write(result: dict, path: Path) -> None:
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(table(result))
+    print("greedy fails where avg@16 < .5:", result["greedy_fails_below_half"])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--decay", type=int, default=700)
     parser.add_argument("--peak", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figures-only", action="store_true")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--hard-size", type=int, default=32)
+    parser.add_argument("--split", default="test", help="of the figures")
+    parser.add_argument("--figures", action="store_true", help="measure only")
     parser.add_argument("--ceiling", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--install", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-
-    if not (args.out / "tokenizer.json").exists():
-        rng = Random("tokenizer")
-        sample = itertools.islice(examples(rng), 6000)
-        texts = [text for e in sample for text in (e.prompt, e.response)]
-        make_tokenizer(texts).save_pretrained(args.out)
-    tokenizer = AutoTokenizer.from_pretrained(args.out)
-    policy = decoder(config(len(tokenizer)))
-    params = policy.init(jax.random.key(args.seed))
-    print("parameters:", sum(x.size for x in jax.tree.leaves(params)), flush=True)
-    weights = args.out / "params.npz"
-    began = time.time()
-    if args.figures_only or args.ceiling:
-        params, _ = load_tree(params, weights)
+    if args.install:
+        shutil.copytree(args.out / "model", INSTALLED, dirs_exist_ok=True)
+    elif args.ceiling:
+        ceiling(args)
     else:
-        stream = examples(Random(f"base {args.seed}"))
-        params = train(
-            policy,
-            params,
-            packed_batches(stream, tokenizer, rows=ROWS, width=WIDTH),
-            make_optimizer(args.steps, args.decay, args.peak),
-            steps=args.steps,
-            folder=args.out,
-        )
-        save_tree(params, args.steps, weights)
-    if args.ceiling:
-        rng = Random(f"ceiling {args.seed}")
-        stream = (right_example(rng, "train", (1, 2, 3, 4)) for _ in itertools.count())
-        params = train(
-            policy,
-            params,
-            packed_batches(stream, tokenizer, rows=ROWS, width=WIDTH),
-            make_optimizer(args.ceiling, args.ceiling // 2, args.peak / 2),
-            steps=args.ceiling,
-        )
-    trained = time.time() - began
-    result = figures(
-        Answerer(policy, params, tokenizer),
-        split=args.split, size=args.size, hard_size=args.hard_size,
-    )  # fmt: skip
-    result |= {
-        "seconds": round(trained),
-        "seed": args.seed,
-        "command": " ".join(["python", "scripts/make_base.py", *sys.argv[1:]]),
-    }
-    name = "ceiling.json" if args.ceiling else f"figures-{args.split}.json"
-    (args.out / name).write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
-    print("greedy fails below half:", result["greedy_fails_below_half"], flush=True)
+        start = time.time()
+        if not args.figures:
+            make(args)
+        measure(args, time.time() - start)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ Needs PyTorch, which the project itself does not: in an environment of its own,
     python scripts/make_model_goldens.py
 
 Every folder has a model as transformers saves it and ``golden.npz``: ``tokens`` and
-their ``logits``; left-padded ``prompts`` with their ``prompt_mask``, and ``greedy``, the
-64 tokens that ``generate`` continues them with. All in float32, eager attention.
+their ``logits``; left-padded ``prompts`` with their ``prompt_mask``, and ``greedy``:
+the 64 tokens that ``generate`` continues them with. All in float32, eager attention.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ SHAPE = {
 }
 LENGTHS = (5, 9, 12)  # of the prompts
 NEW_TOKENS = 64
-SMALLEST_MARGIN = 2e-3  # greedy tokens must not hang on rounding
+SMALLEST_MARGIN = 1e-3  # greedy tokens must not hang on rounding
 
 
 def models() -> dict[str, PreTrainedModel]:
@@ -66,13 +67,16 @@ def randomize(model: PreTrainedModel, generator: torch.Generator) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 1:  # norms around their ones, biases around zero
-                parameter.add_(0.3 * noise)
+            if parameter.dim() == 1:
+                parameter.copy_(1.0 + 0.3 * noise)  # norms and biases
             else:
                 parameter.copy_(noise * 1.5 / parameter.shape[1] ** 0.5)
 
 
-def golden(model: PreTrainedModel, generator: torch.Generator) -> dict[str, np.ndarray]:
+def golden(
+    model: PreTrainedModel, generator: torch.Generator
+) -> dict[str, np.ndarray] | None:
+    """The arrays of ``golden.npz``; None where a greedy token's lead is too small."""
     vocabulary = model.config.vocab_size
     tokens = torch.randint(vocabulary, (3, 24), generator=generator)
     prompts = torch.randint(vocabulary, (3, max(LENGTHS)), generator=generator)
@@ -90,9 +94,8 @@ def golden(model: PreTrainedModel, generator: torch.Generator) -> dict[str, np.n
             return_dict_in_generate=True,
         )
     best = torch.stack(answer.logits).topk(2).values
-    margin = float((best[..., 0] - best[..., 1]).min())
-    if margin < SMALLEST_MARGIN:
-        raise SystemExit(f"a greedy token leads by {margin:.1e} only: change the seed")
+    if (best[..., 0] - best[..., 1]).min() < SMALLEST_MARGIN:
+        return None
     return {
         "tokens": tokens.numpy(),
         "logits": logits.numpy(),
@@ -105,17 +108,18 @@ def golden(model: PreTrainedModel, generator: torch.Generator) -> dict[str, np.n
 def main() -> None:
     root = Path(__file__).parents[1] / "tests" / "goldens" / "models"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=root)
-    args = parser.parse_args()
+    out = parser.parse_args().out
     for name, model in models().items():
-        generator = torch.Generator().manual_seed(args.seed)
         model.eval()
-        randomize(model, generator)
-        arrays = golden(model, generator)
-        model.save_pretrained(args.out / name)
-        np.savez_compressed(args.out / name / "golden.npz", **arrays)
-        print(name, f"|logits| <= {abs(arrays['logits']).max():.1f}", args.out / name)
+        for seed in itertools.count():
+            generator = torch.Generator().manual_seed(seed)
+            randomize(model, generator)
+            if (arrays := golden(model, generator)) is not None:
+                break
+        model.save_pretrained(out / name)
+        np.savez_compressed(out / name / "golden.npz", **arrays)
+        print(f"{name}: seed {seed}, |logits| <= {abs(arrays['logits']).max():.1f}")
 
 
 if __name__ == "__main__":

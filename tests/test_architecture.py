@@ -69,12 +69,10 @@ def test_import_time():
         code = f"import time; t = time.perf_counter(); import {modules}; "
         return float(run_python(code + "print(time.perf_counter() - t)"))
 
-    base, package, composer = "jax, optax, flax", "jaxrl_post", "jaxrl_post.losses"
-    for modules in (package, composer):
-        ratios = [
-            seconds(f"{base}, {modules}") / seconds(base) for _ in range(3)
-        ]  # in pairs: other programs slow both alike
-        assert statistics.median(ratios) < 1.3, (modules, ratios)
+    base, ours = "jax, optax, flax", "jaxrl_post, jaxrl_post.losses"
+    # In pairs: whatever else the machine does slows both alike.
+    ratios = [seconds(f"{base}, {ours}") / seconds(base) for _ in range(3)]
+    assert statistics.median(ratios) < 1.3, ratios
 
 
 def test_public_names():
@@ -94,9 +92,3 @@ def test_packages_name_what_is_public(package):
     assert module.__all__
     for name in module.__all__:
         assert getattr(module, name) is not None, name
-
-
-def test_versions_agree():
-    from importlib.metadata import version
-
-    assert version("jaxrl_post") == jaxrl_post.__version__

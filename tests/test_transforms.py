@@ -125,7 +125,7 @@ def test_non_finite_gain_gives_one_and_is_counted():
     assert_scaled(history[1][0], grads_at(1), 1.0)
     assert_scaled(history[2][0], grads_at(2), 1.0)
     assert [int(s.nonfinite) for _, s in history] == [0, 1, 2, 2]
-    assert [int(s.count) for _, s in history] == [1, 1, 1, 2]
+    assert [int(s.finite) for _, s in history] == [1, 1, 1, 2]
     assert float(history[2][1].gain) == 0.5
     for _, state in history:
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
@@ -213,7 +213,7 @@ def test_multi_steps_uses_the_running_reduction_of_the_last_mini_step():
     mean = jax.tree.map(lambda a, b: (a + b) / 2, grads_at(0), grads_at(1))
     reference, _ = whole.update(mean, whole.init(PARAMS), PARAMS, information=0.4)
     assert_scaled(updates, reference, 1.0)
-    assert int(find(state).count) == 1
+    assert int(find(state).finite) == 1
 
 
 def test_multi_steps_with_information_missing_until_the_last_mini_step():
@@ -246,7 +246,7 @@ def test_partition():
     )
     assert_scaled(updates["w"], reference["w"], 1.0)
     assert not np.any(updates["b"])
-    assert int(find(state).count) == 1
+    assert int(find(state).finite) == 1
 
 
 def test_flatten():

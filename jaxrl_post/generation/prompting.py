@@ -51,16 +51,17 @@ def tokenize_prompts(
     arguments = dict(chat_template_arguments or {})
     rows = []
     for conversation in conversations:
-        templated = not isinstance(conversation, str) and bool(tokenizer.chat_template)
-        if templated:
+        templated = False
+        if isinstance(conversation, str):
+            text = conversation
+        elif tokenizer.chat_template:
+            templated = True
             text = tokenizer.apply_chat_template(
                 [dict(message) for message in conversation],
                 tokenize=False,
                 add_generation_prompt=True,
                 **arguments,
             )
-        elif isinstance(conversation, str):
-            text = conversation
         else:
             text = "".join(message["content"] for message in conversation)
         encoded = tokenizer(text, add_special_tokens=not templated)
@@ -155,7 +156,7 @@ def stop_token_ids(tokenizer: Any, stop: Sequence[str] = ()) -> tuple[int, ...]:
     """Ids of the tokenizer's end tokens, and of the texts in `stop`.
 
     Raises:
-      InputError: a text that is not one token; there is no end token at all.
+      InputError: a text that is not one token.
     """
     ends = tokenizer.eos_token_id
     ids = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
@@ -166,17 +167,10 @@ def stop_token_ids(tokenizer: Any, stop: Sequence[str] = ()) -> tuple[int, ...]:
                 f"stop text {text!r} is {len(token)} tokens; it must be exactly one."
             )
         ids += token
-    if not ids:
-        raise InputError(
-            "the tokenizer has no end-of-sequence token, so no response would end; "
-            "name one in sampling.stop."
-        )
     return tuple(dict.fromkeys(ids))
 
 
-def decode_responses(
-    tokenizer: Any, tokens: np.ndarray, mask: np.ndarray
-) -> list[str]:
+def decode_responses(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
     """The text of each response, special tokens left out.
 
     Args:

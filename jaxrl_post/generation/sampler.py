@@ -120,7 +120,9 @@ class Sampler:
         self.max_new_tokens = max_new_tokens
         self.slots = slots
         self.temperature = temperature
-        self._truncation = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+        self._choose_tokens = functools.partial(
+            choose_tokens, top_k=top_k, top_p=top_p, min_p=min_p
+        )
         self._stop_tokens = tuple(stop_tokens)
         self._pad_token = pad_token
         self._steps_per_dispatch = steps_per_dispatch
@@ -169,16 +171,14 @@ class Sampler:
         rows = len(contexts) * group_size
         result = self._empty_rollouts(rows, np.zeros, np.full)
         decoding_params = self._prepare(params)
-        shared, groups = None, None
-        for members_of, sequences in self._waves(len(contexts), group_size):
-            if members_of != groups:  # else another part of the same groups
-                groups = members_of
-                shared = self._prefill(params, *_fill(contexts, mask, groups))
-            wave = self._start(decoding_params, shared, key, sequences, **choice)
-            rollouts = self._run(decoding_params, shared.prefix, wave, choice)
-            real = sequences.ravel() >= 0
-            for whole, part in zip(jax.tree.leaves(result), rollouts, strict=True):
-                whole[sequences.ravel()[real]] = part[real]
+        for groups, parts in self._waves(len(contexts), group_size):
+            shared = self._prefill(params, *_fill(contexts, mask, groups))
+            for sequences in parts:
+                wave = self._start(decoding_params, shared, key, sequences, **choice)
+                rollouts = self._run(decoding_params, shared.prefix, wave, choice)
+                real = sequences.ravel() >= 0
+                for whole, part in zip(jax.tree.leaves(result), rollouts, strict=True):
+                    whole[sequences.ravel()[real]] = part[real]
         return result
 
     def _run(self, params, prefix, wave, choice) -> list[np.ndarray]:
@@ -196,11 +196,12 @@ class Sampler:
 
     def _waves(
         self, prompts: int, group_size: int
-    ) -> Iterator[tuple[range, np.ndarray]]:
-        """The prompts of each wave and its sequences' rows ``[C, M]``; -1: filler.
+    ) -> Iterator[tuple[range, list[np.ndarray]]]:
+        """C prompts at a time, and the waves that their sequences are decoded in.
 
-        A wave holds C whole groups, or where `slots` is smaller than a group (on each
-        shard of the batch) a part of each of C groups.
+        A wave is the rows ``[C, M]`` of its sequences in the result, -1 for fillers:
+        C whole groups, or where `slots` is smaller than a group (on each shard of the
+        batch) a part of each of C groups.
         """
         sizes = auto_axes()
         shards = math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
@@ -216,11 +217,13 @@ class Sampler:
         groups = shards * min(slots // members, _power_of_two(needed))
         for first in range(0, prompts, groups):
             group = np.arange(first, first + groups)[:, None]
+            waves = []
             for part in range(parts):
                 member = np.arange(part * members, (part + 1) * members)[None]
                 real = (group < prompts) & (member < group_size)
-                sequences = np.where(real, group * group_size + member, -1)
-                yield range(first, first + groups), sequences.astype(np.int32)
+                rows = np.where(real, group * group_size + member, -1)
+                waves.append(rows.astype(np.int32))
+            yield range(first, first + groups), waves
 
     def _decoding_params(self, params):
         """Layers apart, and matrices in the dtype that they are multiplied in."""
@@ -242,10 +245,13 @@ class Sampler:
         segments = mask.astype(jnp.int32)
         positions = jnp.maximum(jnp.cumsum(segments, axis=-1) - 1, 0)
         cache = self.policy.init_cache(count, size)
-        hidden, cache = self.policy.hidden(params, contexts, positions, segments, cache)
+        hidden, filled = self.policy.hidden(
+            params, contexts, positions, segments, cache
+        )
+        assert filled is not None  # as a cache was given
         last = size - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        return _Contexts(cache.unstack().as_prefix(), hidden, segments.sum(axis=-1))
+        return _Contexts(filled.unstack().as_prefix(), hidden, segments.sum(axis=-1))
 
     def _start_wave(
         self, params, contexts, key, sequences, temperature, *, greedy
@@ -292,6 +298,7 @@ class Sampler:
                 segments,
                 wave.cache.replace(prefix=prefix),
             )
+            assert cache is not None
             wave = wave.replace(cache=cache.replace(prefix=None))
             return self._choose(params, wave, hidden[:, 0], temperature, greedy)
 
@@ -308,7 +315,7 @@ class Sampler:
             vocab_size=self.policy.vocab_size,
         )
         uniforms = lax.dynamic_index_in_dim(wave.uniforms, wave.step, 1, keepdims=False)
-        choice = choose_tokens(logits, uniforms, greedy=greedy, **self._truncation)
+        choice = self._choose_tokens(logits, uniforms, greedy=greedy)
 
         alive = ~wave.done
         stops = jnp.asarray(self._stop_tokens, jnp.int32)

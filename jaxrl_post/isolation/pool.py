@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
+from jaxrl_post.errors import InputError
 from jaxrl_post.isolation.worker import call, describe
 from jaxrl_post.types import Judge, Prompts, Verdict
 
@@ -132,7 +133,8 @@ class JudgePool:
           completions: N texts.
 
         Raises:
-          ValueError: lengths differ, or the judge cannot be sent to a worker.
+          ValueError: lengths differ.
+          InputError: the judge cannot be sent to a worker.
           RuntimeError: the pool is closed, or workers cannot be started.
         """
         if len(prompts) != len(completions):
@@ -163,7 +165,7 @@ class JudgePool:
                         worker.started = True
                         continue
                     if kind == "unloadable":
-                        raise ValueError(
+                        raise InputError(
                             f"A judge worker cannot load the judge ({content}). "
                             "Define it in a module that can be imported (not in the "
                             "script itself), or use JudgePool(workers=0)."
@@ -236,6 +238,8 @@ class _Batch:
 
     def settle(self, piece: range, outcome: list[Verdict] | str, kind: str) -> None:
         """Takes the verdicts of a piece, or the reason why it has none."""
+        if piece[0] in self.verdicts:
+            return  # given up in the meantime
         if not isinstance(outcome, str):
             self.finished += 1
             self.stats.judged += len(piece)
@@ -298,7 +302,10 @@ class _Worker:
         try:
             return self.connection.recv()
         except (EOFError, OSError):
-            status = self.process.wait()
+            # A judge may also have closed the connection and live on.
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=5)
+            status = self.process.returncode
             return "crashes", f"the judge's process died (exit status {status})"
         except Exception as error:
             return "errors", f"unreadable verdict: {describe(error)}"
@@ -314,7 +321,7 @@ def _dumps(judge: Judge) -> bytes:
     try:
         return pickle.dumps(judge)
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"The judge cannot be pickled ({describe(error)}). Make it a function of a "
             "module, or an instance of a class of a module, not a lambda or closure."
         ) from error

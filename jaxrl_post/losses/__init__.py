@@ -4,6 +4,7 @@ Every loss returns one number per token, unreduced and unmasked; `reduce` turns 
 into a `Reduction`. Old, sampler, reference and teacher arguments carry no gradient.
 """
 
+from jaxrl_post.losses import presets as presets
 from jaxrl_post.losses.distillation import append_tail as append_tail
 from jaxrl_post.losses.distillation import divergence as divergence
 from jaxrl_post.losses.distillation import importance_clip as importance_clip
@@ -45,6 +46,7 @@ __all__ = (
     "importance_clip",
     "mask_inputs",
     "negative_log_likelihood",
+    "presets",
     "reduce",
     "reference_kl",
     "renormalize",

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxrl_post.numerics import bounded, check_choice, check_number, clamp, promote
+from jaxrl_post.numerics import (
+    Scalar,
+    bounded,
+    check_choice,
+    check_number,
+    clamp,
+    promote,
+)
 
 
 def divergence(
@@ -59,10 +66,11 @@ def divergence(
         return _kl(teacher, student)
     if alpha == 1:
         return _kl(student, teacher)
-    # logaddexp has no gradient at (-inf, -inf); such entries weigh nothing anyway.
+    # logaddexp has no gradient at (-inf, -inf). Such entries weigh nothing, so one of
+    # the two may be anything.
     absent = jnp.isneginf(student) & jnp.isneginf(teacher)
     mixture = jnp.logaddexp(
-        jnp.where(absent, 0, student) + jnp.log1p(-alpha),
+        student + jnp.log1p(-alpha),
         jnp.where(absent, 0, teacher) + jnp.log(alpha),
     )
     return (1 - alpha) * _kl(student, mixture) + alpha * _kl(teacher, mixture)
@@ -156,11 +164,11 @@ def self_distillation(
     student_logits, teacher_logits = promote(student_logits, teacher_logits)
     chex.assert_equal_shape([student_logits, teacher_logits])
     student = jax.nn.log_softmax(student_logits)
-    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits))
+    teacher = jax.nn.log_softmax(teacher_logits)
     if top_k is not None:
         chosen = student if support == "student" else teacher
         width = min(top_k, chosen.shape[-1])
-        _, ids = jax.lax.top_k(jax.lax.stop_gradient(chosen), width)
+        _, ids = jax.lax.top_k(chosen, width)
         close = append_tail if tail else renormalize
         student = close(jnp.take_along_axis(student, ids, axis=-1))
         teacher = close(jnp.take_along_axis(teacher, ids, axis=-1))
@@ -193,7 +201,7 @@ def sampled_token_distillation(logps: ArrayLike, teacher_logps: ArrayLike) -> ja
 
 
 def importance_clip(
-    logps: ArrayLike, old_logps: ArrayLike, *, clip: ArrayLike = 2.0
+    logps: ArrayLike, old_logps: ArrayLike, *, clip: Scalar = 2.0
 ) -> jax.Array:
     """SDPO's factor for batches used for more than one update; one-sided, detached.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxrl_post.numerics import check_number, promote
+from jaxrl_post.numerics import Scalar, check_number, promote
 
 
 def negative_log_likelihood(logps: ArrayLike) -> jax.Array:
@@ -25,7 +25,7 @@ def negative_log_likelihood(logps: ArrayLike) -> jax.Array:
     return -logps
 
 
-def shaped_imitation(logps: ArrayLike, *, gamma: ArrayLike = 0.1) -> jax.Array:
+def shaped_imitation(logps: ArrayLike, *, gamma: Scalar = 0.1) -> jax.Array:
     """LUFFY's policy shaping, the imitation term of HAPO: `-p / (p + gamma)`.
 
     Its gradient, `-gamma p / (p + gamma)^2 * grad logps`, is largest at `p = gamma`:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jaxrl_post.losses.masking import mask_inputs
 from jaxrl_post.numerics import (
+    Scalar,
     bounded_exp,
     check_choice,
     check_number,
@@ -28,10 +29,10 @@ def clipped_policy_gradient(
     old_logps: ArrayLike,
     advantages: ArrayLike,
     *,
-    clip_low: ArrayLike | None = 0.2,
-    clip_high: ArrayLike | None = 0.2,
-    dual_clip: ArrayLike | None = None,
-    log_ratio_clamp: ArrayLike | None = 20.0,
+    clip_low: Scalar | None = 0.2,
+    clip_high: Scalar | None = 0.2,
+    dual_clip: Scalar | None = None,
+    log_ratio_clamp: Scalar | None = 20.0,
 ) -> jax.Array:
     """PPO's clipped surrogate, with DAPO's clip-higher and the dual clip.
 
@@ -89,8 +90,8 @@ def sequence_policy_gradient(
     advantages: ArrayLike,
     mask: ArrayLike,
     *,
-    clip_low: ArrayLike | None = 3e-4,
-    clip_high: ArrayLike | None = 4e-4,
+    clip_low: Scalar | None = 3e-4,
+    clip_high: Scalar | None = 4e-4,
 ) -> jax.Array:
     """GSPO in its token form: one importance ratio per sequence.
 
@@ -143,9 +144,9 @@ def clipped_importance_policy_gradient(
     old_logps: ArrayLike,
     advantages: ArrayLike,
     *,
-    clip_low: ArrayLike | None = 0.2,
-    clip_high: ArrayLike | None = 0.2,
-    absolute_cap: ArrayLike | None = None,
+    clip_low: Scalar | None = 0.2,
+    clip_high: Scalar | None = 0.2,
+    absolute_cap: Scalar | None = None,
 ) -> jax.Array:
     """CISPO: REINFORCE under a clipped, detached importance weight.
 
@@ -191,7 +192,7 @@ def truncated_importance_weights(
     sampler_logps: ArrayLike,
     mask: ArrayLike,
     *,
-    threshold: ArrayLike = 2.0,
+    threshold: Scalar = 2.0,
     level: str = "token",
 ) -> jax.Array:
     """Weights that correct for a sampler whose log-probs differ from the trainer's.
@@ -254,7 +255,7 @@ def _prepare(
 
 
 def _clip_ratio(
-    ratio: jax.Array, clip_low: ArrayLike | None, clip_high: ArrayLike | None
+    ratio: jax.Array, clip_low: Scalar | None, clip_high: Scalar | None
 ) -> jax.Array:
     low = None if clip_low is None else 1 - clip_low
     high = None if clip_high is None else 1 + clip_high
@@ -264,8 +265,8 @@ def _clip_ratio(
 def _pessimistic(
     ratio: jax.Array,
     advantages: jax.Array,
-    clip_low: ArrayLike | None,
-    clip_high: ArrayLike | None,
+    clip_low: Scalar | None,
+    clip_high: Scalar | None,
 ) -> jax.Array:
     """The larger loss of the plain and the clipped ratio; on a tie the plain one's
     gradient, which inside the interval is also the sum of `max`'s two halves."""

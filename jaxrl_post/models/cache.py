@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -63,10 +65,13 @@ class Cache:
         """The same cache with one array per layer."""
         prefix = self.prefix
         if prefix is not None:
-            prefix = prefix.replace(
-                keys=unstack_layers(prefix.keys), values=unstack_layers(prefix.values)
+            prefix = replace(
+                prefix,
+                keys=unstack_layers(prefix.keys),
+                values=unstack_layers(prefix.values),
             )
-        return self.replace(
+        return replace(
+            self,
             keys=unstack_layers(self.keys),
             values=unstack_layers(self.values),
             prefix=prefix,

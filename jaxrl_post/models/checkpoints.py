@@ -27,19 +27,27 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 class Checkpoint(Protocol):
-    """A config, a tokenizer and named tensors of which parts can be read.
+    """A config, a tokenizer and named tensors of which parts can be read."""
 
-    Attributes:
-      source: what errors call it.
-      config: the architecture, as the files say it.
-      shapes: shape of every tensor, under the names that transformers uses.
-      problems: what cannot be read, one line each.
-    """
+    @property
+    def source(self) -> str:
+        """What errors call it."""
+        ...
 
-    source: str
-    config: DecoderConfig
-    shapes: Mapping[str, tuple[int, ...]]
-    problems: list[str]
+    @property
+    def config(self) -> DecoderConfig:
+        """The architecture, as the files say it."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, under the names that transformers uses."""
+        ...
+
+    @property
+    def problems(self) -> list[str]:
+        """What cannot be read, one line each."""
+        ...
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """The part `index` of a tensor, in the file's precision or better."""

@@ -190,7 +190,7 @@ def byte_level_bpe(
     from tokenizers.processors import TemplateProcessing
 
     vocab = {t: i for i, t in enumerate(tokens) if token_types[i] != _UNUSED}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     tokenizer = Tokenizer(
         models.BPE(vocab, pairs, ignore_merges=pre_tokenizer == "llama-bpe")
     )

@@ -80,23 +80,23 @@ def attend(
     kv_heads = cache.keys.shape[2]
     q = queries.reshape(batch, time, kv_heads, heads // kv_heads, dim)
     q = q * (1.0 / math.sqrt(dim))
-    precise = {"preferred_element_type": jnp.promote_types(q.dtype, jnp.float32)}
+    wide = jnp.promote_types(q.dtype, jnp.float32)
 
-    scores = jnp.einsum("btkgd,bnkd->bkgtn", q, cache.keys, **precise)
+    scores = jnp.einsum("btkgd,bnkd->bkgtn", q, cache.keys, preferred_element_type=wide)
     scores = jnp.where(visibility.own[:, None, None], scores, _MASKED)
-    if cache.prefix_keys is None or visibility.prefix is None:
+    keys, values = cache.prefix_keys, cache.prefix_values
+    if keys is None or values is None or visibility.prefix is None:
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
         out = jnp.einsum("bkgtn,bnkd->btkgd", weights, cache.values)
         return out.reshape(batch, time, heads, dim)
 
-    keys, values = cache.prefix_keys, cache.prefix_values
     if visibility.index is not None:
         keys, values = keys[visibility.index], values[visibility.index]
     # With one prefix row per group of adjacent sequences, the group's queries are
     # one long query: the product reads the shared keys once.
     rows, members = keys.shape[0], batch // keys.shape[0]
     grouped = q.reshape(rows, members * time, *q.shape[2:])
-    before = jnp.einsum("cmkgd,cskd->ckgms", grouped, keys, **precise)
+    before = jnp.einsum("cmkgd,cskd->ckgms", grouped, keys, preferred_element_type=wide)
     before = before.reshape(rows, *before.shape[1:3], members, time, -1)
     before = jnp.moveaxis(before, 3, 1).reshape(*scores.shape[:-1], -1)
     before = jnp.where(visibility.prefix[:, None, None, None], before, _MASKED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import chex
@@ -167,14 +168,15 @@ def _visibility(
     """What the new tokens see, and the cache with their segment ids written."""
     batch, time = segment_ids.shape
     if cache is None:
-        slots, length, seen = jnp.arange(time), 0, segment_ids
+        slots, seen = jnp.arange(time), segment_ids
+        length = jnp.zeros((), jnp.int32)
     else:
         length = cache.length
         seen = jax.lax.dynamic_update_slice(
             cache.segment_ids, segment_ids.astype(jnp.int32), (0, length)
         )
         slots = jnp.arange(seen.shape[1])
-        cache = cache.replace(segment_ids=seen, length=length + time)
+        cache = replace(cache, segment_ids=seen, length=length + time)
     query_slots = length + jnp.arange(time)
     causal = slots[None, None, :] <= query_slots[None, :, None]
     own = causal & (segment_ids[:, :, None] == seen[:, None, :])
@@ -194,7 +196,7 @@ def _visibility(
 def _run_layers(apply_layer, params, x, positions, visibility, cache):
     """Scans over stacked layers, or loops over a tuple of them."""
     layers, prefix = params["layers"], None if cache is None else cache.prefix
-    layer_caches = None
+    layer_caches: Any = None
     if cache is not None:
         shared = (None, None) if prefix is None else (prefix.keys, prefix.values)
         layer_caches = LayerCache(cache.keys, cache.values, *shared)
@@ -210,15 +212,16 @@ def _run_layers(apply_layer, params, x, positions, visibility, cache):
         for i, layer in enumerate(layers):
             here = None
             if layer_caches is not None:
-                # fields are tuples with one array per layer, or stacked arrays
-                fields = vars(layer_caches).items()
-                here = LayerCache(**{k: None if v is None else v[i] for k, v in fields})
+                # tuples with one array per layer, or stacked arrays
+                fields = vars(layer_caches).values()
+                parts: list[Any] = [None if v is None else v[i] for v in fields]
+                here = LayerCache(*parts)
             x, here = apply_layer(layer, x, positions, visibility, here)
             written.append(here)
         if cache is not None:
-            layer_caches = LayerCache(
-                tuple(c.keys for c in written), tuple(c.values for c in written)
-            )
+            keys = tuple(layer.keys for layer in written)
+            values = tuple(layer.values for layer in written)
+            return x, replace(cache, keys=keys, values=values)
     if cache is None:
         return x, None
-    return x, cache.replace(keys=layer_caches.keys, values=layer_caches.values)
+    return x, replace(cache, keys=layer_caches.keys, values=layer_caches.values)

@@ -181,7 +181,7 @@ def _write_weights(
     if len(shards) == 1:
         (folder / "0.tmp").rename(folder / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"{i}.tmp").rename(folder / file)

@@ -8,6 +8,7 @@ from jaxrl_post.recipes.recipe import Recipe as Recipe
 from jaxrl_post.recipes.recipe import Teacher as Teacher
 from jaxrl_post.recipes.recipe import Term as Term
 from jaxrl_post.recipes.recipe import Views as Views
+from jaxrl_post.recipes.registry import grpo_presets as grpo_presets
 from jaxrl_post.recipes.registry import make as make
 from jaxrl_post.recipes.transforms import DynamicSampling as DynamicSampling
 from jaxrl_post.recipes.transforms import OverlongPenalty as OverlongPenalty
@@ -22,6 +23,7 @@ __all__ = (
     "Term",
     "Views",
     "grpo",
+    "grpo_presets",
     "make",
     "split_batch",
 )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Groups
@@ -108,8 +107,8 @@ GroupTransform = Callable[[Groups], Groups]
 """Changes judged groups before they become a batch. May return fewer groups than it
 was given (dynamic sampling): the trainer then draws more prompts."""
 
-Advantages = Callable[[np.ndarray, np.ndarray], Any]
-"""``advantages(rewards, where)``: ``[P, G]`` from ``[P, G]``; False: not judged."""
+Advantages = Callable[..., Any]
+"""``advantages(rewards, where=judged)``, all ``[P, G]``; see `group_relative`."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ _RECIPES: Mapping[str, Callable[..., Recipe]] = {"grpo": grpo}
 _PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"grpo": GRPO_PRESETS}
 
 
+def grpo_presets() -> tuple[str, ...]:
+    """Names that `preset` may have for "grpo"."""
+    return tuple(GRPO_PRESETS)
+
+
 def make(name: str, **arguments: Any) -> Recipe:
     """The recipe `name` with these arguments.
 
@@ -31,7 +36,10 @@ def make(name: str, **arguments: Any) -> Recipe:
     'constant'
     """
     if ":" in name:
-        factory: Callable[..., Recipe] = resolve(name)
+        try:
+            factory: Callable[..., Recipe] = resolve(name)
+        except ValueError as error:
+            raise InputError(f"recipe.name: {error}") from error
     elif name in _RECIPES:
         factory = _RECIPES[name]
     else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxrl_post.training.progress import format_count
 
 WIDTH, HEIGHT = 360, 176
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 8, 8, 22
 _MOST_POINTS = 240
 _SMOOTHED_FROM = 25
 

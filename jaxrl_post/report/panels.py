@@ -20,11 +20,12 @@ class Panel(NamedTuple):
 SECTIONS: dict[str, tuple[Panel, ...]] = {
     "Training": (
         Panel("Reward", ("reward/mean",)),
+        Panel("Right and parsed, share", ("reward/success", "reward/parsed")),
         Panel("Groups of equal rewards, share", ("reward/zero_std_groups",)),
         Panel("Response length, tokens", ("length/mean",)),
         Panel("Truncated responses, share", ("length/truncated",)),
         Panel("Entropy, nats per token", ("entropy",)),
-        Panel("KL, nats per token", ("kl", "kl/*", "*/kl", "*_kl")),
+        Panel("KL, nats per token", ("kl", "kl/*", "*/kl", "*_kl", "*/kl_*")),
         Panel("Loss", ("loss",)),
         Panel("Gradient norm", ("grad_norm",)),
         Panel("Learning rate", ("learning_rate",)),

@@ -64,22 +64,20 @@ def param_shardings(
         if len(names) != len(param.shape):
             problems.append(f"{where}: shape {param.shape} has logical axes {names}")
             return None
-        spec = []
-        for name, size in zip(names, param.shape, strict=True):
+        spec = [None if name is None else table.get(name) for name in names]
+        for name, axes, size in zip(names, spec, param.shape, strict=True):
+            shards, unknown = _shards(axes, mesh)
             if name is not None and name not in table:
                 problems.append(f"{where}: no rule for logical axis {name!r}")
-                continue
-            axes = table[name] if name is not None else None
-            shards, unknown = _shards(axes, mesh)
-            if unknown:
-                problems.append(
-                    f"{where}: {name!r} -> {axes!r}, not an axis of the mesh"
-                )
+            elif unknown:
+                problems.append(f"{where}: {name!r} -> {axes!r}, not a mesh axis")
             elif size % shards:
-                problems.append(
-                    f"{where}: {name} = {size} is not divisible by {shards}"
-                )
-            spec.append(axes)
+                problems.append(f"{where}: {name}={size} is not divisible by {shards}")
+        used = [axis for axes in spec for axis in _names(axes)]
+        for axis in sorted({axis for axis in used if used.count(axis) > 1}):
+            problems.append(
+                f"{where}: mesh axis {axis!r} splits two dimensions, {names}"
+            )
         return None if problems else NamedSharding(mesh, P(*spec))
 
     shardings = jax.tree_util.tree_map_with_path(sharding, params, logical_axes)
@@ -130,8 +128,12 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.device_put(batch, batch_sharding(mesh))
 
 
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
 def _shards(axes: str | tuple[str, ...] | None, mesh: Mesh) -> tuple[int, list[str]]:
     """The product of the axes' sizes, and those that the mesh lacks."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    unknown = [name for name in names if name not in mesh.shape]
-    return math.prod(mesh.shape[name] for name in names if name in mesh.shape), unknown
+    known = [name for name in _names(axes) if name in mesh.shape]
+    unknown = [name for name in _names(axes) if name not in mesh.shape]
+    return math.prod(mesh.shape[name] for name in known), unknown

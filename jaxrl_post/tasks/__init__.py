@@ -11,8 +11,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.tasks.base import Row, RowsTask, Task
-from jaxrl_post.tasks.lookup import nearest, resolve
+from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.tasks.rewards import from_reward_function
 
 __all__ = ["BUILT_IN", "Row", "RowsTask", "Task", "from_reward_function", "load"]
@@ -36,7 +37,7 @@ def load(
       **options: the task's own; each built-in module documents them at its ``load``.
 
     Raises:
-      ValueError: unknown name, unknown option, or a value that the task refuses.
+      InputError: unknown name, unknown option, or a value that the task refuses.
     """
     loader = _loader(name)
     _check_options(name, loader, options)
@@ -52,9 +53,9 @@ def _loader(name: str) -> Callable[..., Task]:
     if ":" in name:
         return resolve(name)
     if name not in BUILT_IN:
-        raise ValueError(
-            f"Unknown task {name!r}. {nearest(name, BUILT_IN)} "
-            "A task of your own is named 'module:function'."
+        raise InputError(
+            f"Unknown task {name!r}; {nearest(name, BUILT_IN)} "
+            "(A task of your own is named 'module:function'.)"
         )
     return importlib.import_module(f"{__name__}.{name}").load
 
@@ -68,10 +69,10 @@ def _check_options(
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for option in options:
             if option not in accepted:
-                raise ValueError(
-                    f"Task {name!r} has no option {option!r}. "
+                raise InputError(
+                    f"Task {name!r} has no option {option!r}; "
                     + nearest(option, accepted)
                 )
     for p in named:
         if p.default is p.empty and p.name != "split" and p.name not in options:
-            raise ValueError(f"Task {name!r} needs the option {p.name!r}.")
+            raise InputError(f"Task {name!r} needs the option {p.name!r}.")

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxrl_post.errors import InputError
 from jaxrl_post.types import Judge, Message, Prompts
 
 
@@ -100,13 +101,13 @@ class RowsTask:
     """
 
     def __init__(self, name: str, rows: Sequence[Row], judge: Judge) -> None:
-        """Raises ValueError for no rows at all and for an id that comes twice."""
+        """Raises InputError for no rows at all and for an id that comes twice."""
         if not rows:
-            raise ValueError(f"Task {name!r} has no rows; check its split and filters.")
+            raise InputError(f"Task {name!r} has no rows; check its split and filters.")
         seen: set[str] = set()
         for row in rows:
             if row.id in seen:
-                raise ValueError(f"Task {name!r} has two rows with the id {row.id!r}.")
+                raise InputError(f"Task {name!r} has two rows with the id {row.id!r}.")
             seen.add(row.id)
         self.name = name
         self.judge = judge

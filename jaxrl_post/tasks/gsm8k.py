@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.tasks.base import Row, RowsTask
 from jaxrl_post.tasks.extraction import final_answer
-from jaxrl_post.tasks.lookup import nearest
-from jaxrl_post.tasks.sources import column, read
+from jaxrl_post.tasks.sources import column, local, read
 from jaxrl_post.types import Prompts, Verdict
 
 INSTRUCTIONS = {
@@ -29,7 +29,7 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")
 def load(
     split: str = "train",
     *,
-    path: str | None = None,
+    path: str | Sequence[str] | None = None,
     answer_format: str = "hash",
     instruction: str | None = None,
 ) -> RowsTask:
@@ -38,20 +38,22 @@ def load(
     Args:
       split: ``"train"`` (7473 rows) or ``"test"`` (1319).
       path: a folder with ``train.jsonl`` and ``test.jsonl`` (columns ``question`` and
-        ``answer``), or one such file; None: ``openai/gsm8k`` from the Hub.
+        ``answer``), or one such file; several: the first that exists; None, or none
+        of them: ``openai/gsm8k`` from the Hub.
       answer_format: ``"hash"`` (``#### 72``) or ``"boxed"`` (``\\boxed{72}``): how the
         prompt asks for the number and how demonstrations end. Both are understood.
       instruction: takes the place of the text of `INSTRUCTIONS`.
     """
     if answer_format not in INSTRUCTIONS:
-        raise ValueError(
-            f"answer_format is {answer_format!r}. "
+        raise InputError(
+            f"answer_format is {answer_format!r}; "
             + nearest(answer_format, INSTRUCTIONS)
         )
     if instruction is None:
         instruction = INSTRUCTIONS[answer_format]
     rows = []
-    for i, record in enumerate(read(path or "openai/gsm8k", split, subset="main")):
+    source = local(path) or "openai/gsm8k"
+    for i, record in enumerate(read(source, split, subset="main")):
         question = column(record, "question")
         solution = column(record, "answer")
         answer = solution.rpartition("####")[2].strip()

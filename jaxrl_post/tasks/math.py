@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import threading
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from jaxrl_post.errors import InputError
 from jaxrl_post.tasks import rows
 from jaxrl_post.tasks.base import RowsTask
 from jaxrl_post.tasks.extraction import last_boxed
@@ -80,6 +82,12 @@ class MathJudge:
 
     strict: bool = True
     seconds: int = 5
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise InputError(
+                "The math judge needs math-verify: pip install 'jaxrl_post[tasks]'."
+            )
 
     def __call__(self, prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
         return [

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.tasks.base import Row, RowsTask
 from jaxrl_post.tasks.extraction import final_answer
-from jaxrl_post.tasks.lookup import nearest
 from jaxrl_post.types import Prompts, Verdict
 
 SPLIT_SEEDS = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
@@ -51,9 +51,9 @@ def load(
       instruction: stands below every question.
     """
     if split not in SPLIT_SEEDS:
-        raise ValueError(f"Unknown split {split!r}. {nearest(split, SPLIT_SEEDS)}")
+        raise InputError(f"Unknown split {split!r}; {nearest(split, SPLIT_SEEDS)}")
     if not 0 <= seed <= SPLIT_SEEDS["validation"] - size:
-        raise ValueError(
+        raise InputError(
             f"seed is {seed}; with {size} problems it must be between 0 and "
             f"{SPLIT_SEEDS['validation'] - size}, so that splits share no problem."
         )
@@ -128,12 +128,18 @@ def _items(
 
 @lru_cache(maxsize=8)
 def _generator(dataset: str, config: str, size: int, seed: int) -> Any:
-    import reasoning_gym
-    from reasoning_gym.factory import DATASETS
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"reasoning-gym cannot be imported ({error}): "
+            "pip install 'jaxrl_post[tasks]'."
+        ) from error
 
     if dataset not in DATASETS:
-        raise ValueError(
-            f"reasoning-gym has no generator {dataset!r}. {nearest(dataset, DATASETS)}"
+        raise InputError(
+            f"reasoning-gym has no generator {dataset!r}; {nearest(dataset, DATASETS)}"
         )
     return reasoning_gym.create_dataset(
         dataset, size=size, seed=seed, **json.loads(config)

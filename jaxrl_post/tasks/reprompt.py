@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..types import Message
+from jaxrl_post.types import Message
 
 _PLACEHOLDER = re.compile(r"\{(prompt|demonstration|feedback)\}")
 _THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxrl_post.errors import InputError
 from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.types import Message, Prompts, Verdict
 
@@ -43,7 +44,7 @@ def from_reward_function(
     if weights is None:
         weights = [1.0] * len(found)
     if not found or len(weights) != len(found):
-        raise ValueError(
+        raise InputError(
             f"Got {len(found)} reward functions and {len(weights)} weights."
         )
     return RewardFunctionJudge(

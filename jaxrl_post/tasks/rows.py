@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.tasks.base import Row, RowsTask
 from jaxrl_post.tasks.extraction import final_answer
-from jaxrl_post.tasks.lookup import nearest, resolve
+from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.tasks.sources import column, read
 from jaxrl_post.types import Judge, Message, Prompts, Verdict
 
@@ -103,9 +104,9 @@ def named_judge(name: str) -> Judge:
         from jaxrl_post.tasks.sciknoweval import MultipleChoice
 
         return MultipleChoice(letters="ABCDEFGHIJ")
-    raise ValueError(
-        f"Unknown judge {name!r}. {nearest(name, JUDGES)} "
-        "A judge of your own is named 'module:function'."
+    raise InputError(
+        f"Unknown judge {name!r}; {nearest(name, JUDGES)} "
+        "(A judge of your own is named 'module:function'.)"
     )
 
 
@@ -136,7 +137,7 @@ def _of_source(
     names = {wanted} if isinstance(wanted, str) else set(wanted)
     present = {str(column(record, "data_source")) for record in records}
     for name in names - present:
-        raise ValueError(f"No row has data_source {name!r}. {nearest(name, present)}")
+        raise InputError(f"No row has data_source {name!r}; {nearest(name, present)}")
     return [record for record in records if record["data_source"] in names]
 
 
@@ -149,7 +150,7 @@ def _messages(
     elif isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping):
         messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
     else:
-        raise ValueError(
+        raise InputError(
             f"A prompt must be a text or a list of messages, got {prompt!r:.100}."
         )
     if system and messages[0]["role"] != "system":

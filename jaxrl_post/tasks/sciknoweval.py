@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.tasks.base import Row, RowsTask
 from jaxrl_post.tasks.extraction import last_boxed, last_tagged
-from jaxrl_post.tasks.lookup import nearest
-from jaxrl_post.tasks.sources import column, read
+from jaxrl_post.tasks.sources import column, local, read
 from jaxrl_post.types import Prompts, Verdict
 
 DOMAINS = {
@@ -50,7 +50,7 @@ def load(
     split: str = "train",
     *,
     domain: str | Sequence[str] | None = None,
-    path: str | None = None,
+    path: str | Sequence[str] | None = None,
     answer_format: str = "tags",
     system: str | None = None,
 ) -> RowsTask:
@@ -60,24 +60,25 @@ def load(
       split: ``"train"`` or ``"test"``.
       domain: one of `DOMAINS`, or several; None: all four.
       path: a folder with ``<domain>/train.jsonl`` and ``<domain>/test.jsonl`` (columns
-        ``system``, ``prompt``, ``answer``, ``idx``); None: ``hicai-zju/SciKnowEval``
-        from the Hub.
+        ``system``, ``prompt``, ``answer``, ``idx``); several: the first that exists;
+        None, or none of them: ``hicai-zju/SciKnowEval`` from the Hub.
       answer_format: ``"tags"`` (``<answer>B</answer>``, as in SDPO) or ``"boxed"``.
       system: takes the place of the system prompt. By default it is the row's own where
         it has one and the format is ``"tags"``, else that of `SYSTEM`.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"SciKnowEval has the splits train and test, not {split!r}.")
+        raise InputError(f"SciKnowEval has the splits train and test, not {split!r}.")
     judge = MultipleChoice(answer_format)
     names = [domain] if isinstance(domain, str) else list(domain or DOMAINS)
     for name in names:
         if name not in DOMAINS:
-            raise ValueError(f"Unknown domain {name!r}. {nearest(name, DOMAINS)}")
-    hub = [] if path else read("hicai-zju/SciKnowEval", "test")
+            raise InputError(f"Unknown domain {name!r}; {nearest(name, DOMAINS)}")
+    folder = local(path)
+    hub = [] if folder else read("hicai-zju/SciKnowEval", "test")
     rows = []
     for name in names:
-        if path:
-            records = read(str(Path(path) / name), split)
+        if folder:
+            records = read(str(Path(folder) / name), split)
         else:
             records = hub_records(hub, name, split)
         for record in records:
@@ -156,8 +157,8 @@ class MultipleChoice:
 
     def __post_init__(self) -> None:
         if self.answer_format not in SYSTEM:
-            raise ValueError(
-                f"answer_format is {self.answer_format!r}. "
+            raise InputError(
+                f"answer_format is {self.answer_format!r}; "
                 + nearest(self.answer_format, SYSTEM)
             )
 

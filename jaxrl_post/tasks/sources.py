@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl_post.tasks.lookup import nearest
+from jaxrl_post.errors import InputError, nearest
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -23,7 +23,7 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
       subset: configuration of the Hub's data set.
 
     Raises:
-      ValueError: a folder without the split, or a broken line, with its number.
+      InputError: a folder without the split, or a broken line, with its number.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -31,20 +31,34 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
     if path.is_file():
         return _read_file(path)
     if path.suffix in _SUFFIXES or source.count("/") > 1 or path.is_absolute():
-        raise ValueError(f"There is no file or folder {source!r}.")
+        raise InputError(f"There is no file or folder {source!r}.")
     import datasets
 
     return list(datasets.load_dataset(source, subset, split=split))
+
+
+def local(path: str | Sequence[str] | None) -> str | None:
+    """The local copy of a data set that is on the Hub too, or None for the Hub's.
+
+    Args:
+      path: one place, taken as it is; or several, of which the first that exists.
+
+    >>> local("data/gsm8k"), local(["no/such/folder"]), local(None)
+    ('data/gsm8k', None, None)
+    """
+    if path is None or isinstance(path, str):
+        return path
+    return next((p for p in path if Path(p).expanduser().exists()), None)
 
 
 def column(record: Mapping[str, Any], name: str) -> Any:
     """A column of a record.
 
     Raises:
-      ValueError: there is no such column; names those that there are.
+      InputError: there is no such column; names those that there are.
     """
     if name not in record:
-        raise ValueError(f"The data has no column {name!r}. {nearest(name, record)}")
+        raise InputError(f"The data has no column {name!r}; {nearest(name, record)}")
     return record[name]
 
 
@@ -53,12 +67,12 @@ def _split_file(folder: Path, split: str) -> Path:
         if (file := folder / f"{split}{suffix}").is_file():
             return file
     found = [file.stem for file in folder.iterdir() if file.suffix in _SUFFIXES]
-    raise ValueError(f"Folder {folder} has no split {split!r}. {nearest(split, found)}")
+    raise InputError(f"Folder {folder} has no split {split!r}; {nearest(split, found)}")
 
 
 def _read_file(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
-        import pyarrow.parquet
+        import pyarrow.parquet  # type: ignore[import-untyped]
 
         table = pyarrow.parquet.read_table(path)
         # The index that pandas stores beside the columns is no column.
@@ -67,7 +81,7 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     if path.suffix != ".jsonl":
-        raise ValueError(f"{path} must end in one of {', '.join(_SUFFIXES)}.")
+        raise InputError(f"{path} must end in one of {', '.join(_SUFFIXES)}.")
     records = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -75,5 +89,5 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
                 if line.strip():
                     records.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise InputError(f"{path}, line {number}: {error}") from error
     return records

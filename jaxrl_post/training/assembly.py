@@ -89,7 +89,7 @@ def make_batch(
     size = groups.rewards.shape[1]
     advantages = np.zeros_like(groups.rewards)
     if recipe.advantages is not None:
-        advantages = np.asarray(recipe.advantages(groups.rewards, groups.judged))
+        advantages = np.asarray(recipe.advantages(groups.rewards, where=groups.judged))
     trained = groups.judged
     if recipe.mask_truncated:
         trained = trained & groups.stopped

@@ -29,11 +29,12 @@ class Checkpoints:
           run_dir: the run's folder.
           keep: how many of the newest checkpoints stay.
         """
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=True
-        )
         self._manager = ocp.CheckpointManager(
-            (Path(run_dir) / FOLDER).absolute(), options=options
+            (Path(run_dir) / FOLDER).absolute(),
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=True, create=True
+            ),
         )
 
     def latest(self) -> int | None:
@@ -78,6 +79,16 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         return _unflatten(like, restored)
 
+    def arrays(self) -> dict[str, Any]:
+        """What the newest checkpoint holds, by path, as host arrays.
+
+        Raises:
+          InputError: there is none.
+        """
+        if (step := self.latest()) is None:
+            raise InputError(f"{self._manager.directory}: there is no checkpoint yet.")
+        return self._manager.restore(step, args=ocp.args.StandardRestore())
+
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
         self._manager.wait_until_finished()
@@ -103,17 +114,15 @@ def load_policy(run_dir: str | Path) -> tuple[Any, Any, Any]:
     config = load_config(Path(run_dir) / "config.yaml")
     if not (Path(run_dir) / FOLDER).is_dir():
         raise InputError(f"{run_dir}: there is no checkpoint yet.")
-    manager = ocp.CheckpointManager((Path(run_dir) / FOLDER).absolute())
-    step = manager.latest_step()
-    if step is None:
-        raise InputError(f"{run_dir}: there is no checkpoint yet.")
+    checkpoints = Checkpoints(run_dir)
+    try:
+        saved = checkpoints.arrays()
+    finally:
+        checkpoints.close()
     policy, params, tokenizer = open_model(config)
-    saved = manager.restore(step, args=ocp.args.StandardRestore())
-    manager.close()
-    prefix = ".trainable"
 
     def newest(path, leaf):
-        name = prefix + jax.tree_util.keystr(path)
+        name = f".trainable{jax.tree_util.keystr(path)}"
         return jax.device_put(saved[name], leaf.sharding) if name in saved else leaf
 
     return policy, jax.tree_util.tree_map_with_path(newest, params), tokenizer

@@ -26,6 +26,7 @@ import yaml
 from jaxrl_post.errors import ConfigError, nearest
 from jaxrl_post.training.configfile import (
     build,
+    inherited,
     number,
     override,
     parse_yaml,
@@ -47,7 +48,7 @@ class RunConfig:
         most 8.
     """
 
-    dir: str | None = None
+    dir: str = inherited()
     seed: int = number(0, at_least=0)
     judge_workers: int | None = number(None, at_least=1)
 
@@ -229,7 +230,7 @@ class EvaluationConfig:
       options: every other key of the block, arguments of the task.
     """
 
-    task: str | None = None
+    task: str = inherited()
     split: str = "validation"
     rows: int | None = number(None, at_least=1)
     samples: int = number(1, at_least=1)
@@ -238,9 +239,9 @@ class EvaluationConfig:
     top_k: int | None = number(None, at_least=1)
     top_p: float | None = number(None, above=0, at_most=1)
     min_p: float | None = number(None, above=0, at_most=1)
-    max_new_tokens: int | None = number(None, at_least=1)
-    max_prompt_length: int | None = number(None, at_least=1)
-    judge_timeout: float | None = number(None, above=0)
+    max_new_tokens: int = inherited(at_least=1)
+    max_prompt_length: int = inherited(at_least=1)
+    judge_timeout: float = inherited(above=0)
     options: Mapping[str, Any] = rest()
 
 
@@ -285,8 +286,7 @@ class Config:
         config = build(cls, tree, source)
         if problems := _problems(config):
             raise ConfigError(source, problems)
-        blocks = {name: _resolved(b, config) for name, b in config.evaluation.items()}
-        config = dataclasses.replace(config, evaluation=blocks)
+        config = _resolved(config, default_dir=str(Path("runs", Path(source).stem)))
         for name in config.stages:
             config.stage(name)
         return config
@@ -337,23 +337,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(str(path), ["expected sections such as 'model:' and 'task:'"])
     for assignment in overrides:
         override(tree, assignment)
-    config = Config.from_dict(tree, str(path))
-    if config.run.dir is None:
-        run = dataclasses.replace(config.run, dir=str(Path("runs", path.stem)))
-        config = dataclasses.replace(config, run=run)
-    return config
+    return Config.from_dict(tree, str(path))
 
 
-def _resolved(block: EvaluationConfig, config: Config) -> EvaluationConfig:
-    task, same = config.task, block.task is None
-    return dataclasses.replace(
-        block,
-        task=task.name if same else block.task,
-        options={**(task.options if same else {}), **block.options},
-        max_new_tokens=block.max_new_tokens or config.sampling.max_new_tokens,
-        max_prompt_length=block.max_prompt_length or task.max_prompt_length,
-        judge_timeout=block.judge_timeout or task.judge_timeout,
-    )
+def _resolved(config: Config, default_dir: str) -> Config:
+    """`config` with every inherited field filled in."""
+    task, blocks = config.task, {}
+    for name, block in config.evaluation.items():
+        blocks[name] = dataclasses.replace(
+            block,
+            task=block.task or task.name,
+            options={**({} if block.task else task.options), **block.options},
+            max_new_tokens=block.max_new_tokens or config.sampling.max_new_tokens,
+            max_prompt_length=block.max_prompt_length or task.max_prompt_length,
+            judge_timeout=block.judge_timeout or task.judge_timeout,
+        )
+    run = dataclasses.replace(config.run, dir=config.run.dir or default_dir)
+    return dataclasses.replace(config, run=run, evaluation=blocks)
 
 
 def _problems(config: Config) -> list[str]:

@@ -8,12 +8,11 @@ made by `rest` takes the keys of its section that no other field claims.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -36,6 +35,11 @@ def number(
     bounds = {"above": above, "at least": at_least, "at most": at_most, "below": below}
     metadata = {"bounds": {k: v for k, v in bounds.items() if v is not None}}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def inherited(**bounds: float) -> Any:
+    """A dataclass field that is filled in from elsewhere when it is not given."""
+    return number(None, **bounds)
 
 
 def rest() -> Any:
@@ -149,53 +153,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
-
-
-def check_arguments(
-    section: str,
-    function: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    *,
-    taken: Sequence[str] = (),
-    siblings: Sequence[str] = (),
-) -> None:
-    """Checks that `function` takes `arguments`, the free keys of a config section.
-
-    Args:
-      section: dotted name of the section, for the message: ``"recipe"``.
-      function: what will be called with them, by keyword.
-      arguments: the free keys.
-      taken: parameters that the caller fills in and the config cannot set.
-      siblings: the section's other keys; a wrong key may have been meant for one.
-
-    Raises:
-      ConfigError: naming each argument that `function` does not take, or misses.
-
-    >>> def recipe(*, clip_low: float = 0.2): ...
-    >>> try:
-    ...     check_arguments("recipe", recipe, {"clip_lw": 0.1})
-    ... except ConfigError as error:
-    ...     print(error)
-    config: recipe.clip_lw=0.1: no such key; did you mean 'clip_low'?
-    """
-    parameters = inspect.signature(function).parameters.values()
-    keywords = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    settable = [p for p in parameters if p.kind in keywords and p.name not in taken]
-    problems = [
-        f"{section}.{p.name}: missing"
-        for p in settable
-        if p.default is p.empty and p.name not in arguments
-    ]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        names = [p.name for p in settable]
-        known = [*names, *siblings]
-        problems += [
-            f"{section}.{key}={value!r}: no such key; {nearest(key, known)}"
-            for key, value in arguments.items()
-            if key not in names
-        ]
-    if problems:
-        raise ConfigError("config", problems)
 
 
 def _build(

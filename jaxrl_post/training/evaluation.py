@@ -77,7 +77,9 @@ class Evaluator:
                 multiple=1,
                 chat_template_arguments=config.model.chat_template_arguments,
             )
-            sampler = open_sampler(policy, tokenizer, block, slots=slots)
+            sampler = open_sampler(
+                policy, tokenizer, block, block.max_prompt_length, slots=slots
+            )
             width = fit_width(encoded.contexts.shape[1], block.max_prompt_length)
             self._blocks[name] = _Block(
                 config=block,

@@ -24,7 +24,7 @@ from jaxrl_post.training.checkpoints import Checkpoints
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.evaluation import Evaluator
 from jaxrl_post.training.metrics import MetricsWriter, replace_text
-from jaxrl_post.training.optimizer import make_optimizer
+from jaxrl_post.training.optimizer import make_optimizer, make_schedule
 from jaxrl_post.training.progress import Progress
 from jaxrl_post.training.rollout import Collector, completion_rows
 from jaxrl_post.training.run_folder import Interrupted as Interrupted
@@ -68,7 +68,9 @@ def run(
     if config.stages:
         raise InputError("stages: this version trains configs of one stage.")
     recipe = recipe or recipes.make(config.recipe.name, **config.recipe.arguments)
-    run_dir = Path(config.run.dir or "runs/unnamed")
+    if config.run.dir is None:
+        raise InputError("run.dir: a run needs a folder; name one.")
+    run_dir = Path(config.run.dir)
     with ExitStack() as stack:
         stack.enter_context(run_folder.owned(run_dir))
         run_folder.check_unchanged(run_dir, config)
@@ -97,7 +99,9 @@ class _Trainer:
         )
         self.mesh = open_mesh(config)
         self.policy, self.params, self.tokenizer = open_model(config, self.mesh)
-        sampler = open_sampler(self.policy, self.tokenizer, config.sampling)
+        sampler = open_sampler(
+            self.policy, self.tokenizer, config.sampling, config.task.max_prompt_length
+        )
         self.collector = Collector(
             config, task, recipe, sampler, self.tokenizer, pool, mesh=self.mesh
         )
@@ -105,6 +109,7 @@ class _Trainer:
             config, self.policy, self.tokenizer, pool, mesh=self.mesh
         )
         updates = training.steps * training.updates_per_step
+        self.schedule = make_schedule(config.optimizer, updates)
         self.optimizer = make_optimizer(config.optimizer, updates)
         options = {
             "mesh": self.mesh,
@@ -135,6 +140,7 @@ class _Trainer:
                 row |= self._evaluate(state)
                 writer.write(row)
                 display.update(0, row)
+                self._stop_if_asked(signals, state)
             else:
                 display.message(f"resuming after step {first}")
             for step in range(first + 1, steps + 1):
@@ -146,12 +152,10 @@ class _Trainer:
                 writer.write(row)
                 display.update(step, row)
                 self._check_skips(state, step)
-                stop = signals.received
-                if last or stop or step % self.config.training.checkpoint_every == 0:
+                if last or step % self.config.training.checkpoint_every == 0:
                     self.checkpoints.save(state)
-                if stop and not last:
-                    self.checkpoints.wait()
-                    raise Interrupted(stop)
+                if not last:
+                    self._stop_if_asked(signals, state)
         models.save(
             self.policy,
             merge_params(state.trainable, state.frozen),
@@ -190,6 +194,7 @@ class _Trainer:
         begun = time.perf_counter()
         if training.updates_per_step > 1:
             batch = batch.replace(old_logps=self.score(params, batch))
+        row["learning_rate"] = float(self.schedule(int(state.update)))
         updates = []
         for part in cut_batch(batch, training.updates_per_step):
             state, metrics = self.update(state, part)
@@ -218,6 +223,12 @@ class _Trainer:
         start = time.perf_counter()
         metrics = self.evaluator(merge_params(state.trainable, state.frozen))
         return {**metrics, "time/evaluate": time.perf_counter() - start}
+
+    def _stop_if_asked(self, signals: run_folder.Signals, state: TrainState) -> None:
+        if signals.received:
+            self.checkpoints.save(state)
+            self.checkpoints.wait()
+            raise Interrupted(signals.received)
 
     def _check_skips(self, state: TrainState, step: int) -> None:
         skipped, limit = int(state.skipped), self.config.training.max_skipped_updates

@@ -33,8 +33,8 @@ _MAY_CHANGE = (
     "training.keep_checkpoints",
     "training.max_skipped_updates",
     "sampling.slots",
-    "evaluation.",
-    "mesh.",
+    "evaluation",
+    "mesh",
 )
 """Keys that a resumed run may have other values of: they decide how much is done and
 measured, not what a step computes. (With a schedule that ends at the last update,
@@ -139,7 +139,7 @@ def check_unchanged(run_dir: Path, config: Config) -> None:
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
         and (
-            not key.startswith(_MAY_CHANGE)
+            not f"{key}.".startswith(tuple(f"{name}." for name in _MAY_CHANGE))
             or (fixed_length and key == "training.steps")
         )
     ]

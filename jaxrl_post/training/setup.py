@@ -12,19 +12,32 @@ from jaxrl_post import models, tasks
 from jaxrl_post.errors import InputError
 from jaxrl_post.generation import Sampler, stop_token_ids
 from jaxrl_post.models.policy import Policy
-from jaxrl_post.sharding import make_mesh
+from jaxrl_post.sharding import batch_shards, make_mesh
 from jaxrl_post.training.config import Config
 
 
 def open_mesh(config: Config) -> jax.sharding.Mesh | None:
-    """The mesh that the config asks for; None where there is one device only."""
-    sizes = config.mesh
-    if jax.device_count() == 1 and {sizes.data, sizes.fsdp, sizes.tensor} <= {1, -1}:
+    """The mesh that the config asks for; None for one device, which needs none.
+
+    Raises:
+      InputError: the devices, or the groups of an update, do not divide by it.
+    """
+    sizes = {config.mesh.data, config.mesh.fsdp, config.mesh.tensor}
+    if sizes == {1} or (jax.device_count() == 1 and sizes <= {1, -1}):
         return None
     try:
-        return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     except ValueError as error:
         raise InputError(str(error)) from error
+    training, shards = config.training, batch_shards(mesh)
+    groups = training.prompts_per_step // training.updates_per_step
+    if groups % shards:
+        raise InputError(
+            f"training.prompts_per_step={training.prompts_per_step} gives {groups} "
+            f"groups to an update, which {shards} shards (mesh.data x mesh.fsdp) cannot "
+            f"share evenly; make it a multiple of {shards * training.updates_per_step}."
+        )
+    return mesh
 
 
 def open_model(
@@ -58,7 +71,7 @@ def open_task(name: str, split: str, options: Mapping[str, Any], key: str):
 
 
 def open_sampler(
-    policy: Policy, tokenizer: Any, section: Any, **changes: Any
+    policy: Policy, tokenizer: Any, section: Any, max_prompt_length: int, **changes: Any
 ) -> Sampler:
     """A sampler as a section `sampling`, or an evaluation block, describes it.
 
@@ -66,8 +79,20 @@ def open_sampler(
       policy: what is sampled from.
       tokenizer: for the tokens that end a completion.
       section: a `SamplingConfig` or an `EvaluationConfig`.
+      max_prompt_length: of the prompts that it will get.
       **changes: arguments of `Sampler` that replace the section's.
+
+    Raises:
+      InputError: prompt and completion may exceed the model's positions.
     """
+    positions = getattr(policy.config, "max_positions", None)
+    longest = max_prompt_length + section.max_new_tokens
+    if positions is not None and longest > positions:
+        raise InputError(
+            f"max_prompt_length={max_prompt_length} and max_new_tokens="
+            f"{section.max_new_tokens} make {longest} tokens, more than the model's "
+            f"{positions} positions; lower one of them."
+        )
     stop = stop_token_ids(tokenizer, getattr(section, "stop", ()))
     ends = {*models.stop_token_ids(policy, tokenizer), *stop}
     greedy = getattr(section, "greedy", False)

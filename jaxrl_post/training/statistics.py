@@ -73,7 +73,8 @@ def pass_at_k(n: npt.ArrayLike, c: npt.ArrayLike, k: npt.ArrayLike) -> Array:
         )
     i = np.arange(1, n.max(initial=1) + 1)
     n, c, k = n[..., None], c[..., None], k[..., None]
-    # For i <= k the factor of "all k wrong" is 0: fewer wrong answers than k.
+    # With fewer than k wrong answers i = k makes the product 0; the maximum keeps the
+    # factors before it from overflowing.
     factors = np.where((i > n - c) & (i <= n), np.maximum(1 - k / i, 0), 1.0)
     return 1.0 - factors.prod(-1)
 

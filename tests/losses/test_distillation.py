@@ -151,7 +151,7 @@ def test_tail_holds_the_rest_and_its_bound_stops_the_gradient():
 
 
 def test_support_is_of_the_side_asked_for():
-    student, teacher = jnp.array([3.0, 2.0, 0.0, 0.0]), jnp.array([0.0, 0.0, 2.0, 3.0])
+    student, teacher = jnp.array([3.0, 2.0, 0.0, 0.0]), jnp.array([0.0, 0.5, 1.0, 3.0])
     by_hand = {}
     for side, ids in (("student", [0, 1]), ("teacher", [3, 2])):
         pair = (

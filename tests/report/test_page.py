@@ -159,9 +159,9 @@ def test_a_run_that_has_hardly_begun(tmp_path, rows):
 def test_a_config_alone_and_the_base_alone(tmp_path):
     (tmp_path / "config.yaml").write_text("recipe: {name: grpo}")
     assert "grpo" in page(tmp_path)[1]
-    write(tmp_path, {"step": 0, "eval/science/avg@4": 0.25})
+    write(tmp_path, {"step": 0, "eval/<science>/avg@4": 0.25})
     _, words = page(tmp_path)
-    assert "Base" in words and "Gain" not in words
+    assert "Base" in words and "<science>" in words and "Gain" not in words
 
 
 def test_metrics_that_are_never_finite_or_no_numbers(tmp_path):

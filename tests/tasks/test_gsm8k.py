@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxrl_post import tasks
+from jaxrl_post.errors import InputError
 from jaxrl_post.tasks import gsm8k
 from jaxrl_post.types import Prompts, Verdict
 
@@ -127,9 +128,11 @@ def test_the_boxed_format(folder):
 
 
 def test_bad_input(folder):
-    with pytest.raises(ValueError, match="answer_format is 'box'. Did you mean boxed"):
+    with pytest.raises(
+        InputError, match="answer_format is 'box'; did you mean 'boxed'"
+    ):
         tasks.load("gsm8k", path=folder, answer_format="box")
-    with pytest.raises(ValueError, match="no split 'test'.*train"):
+    with pytest.raises(InputError, match="no split 'test'.*train"):
         tasks.load("gsm8k", path=folder, split="test")
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from jaxrl_post import tasks
+from jaxrl_post.errors import InputError
 from jaxrl_post.tasks.base import Row, RowsTask
 from jaxrl_post.tasks.lookup import resolve
 
@@ -55,20 +56,20 @@ def test_a_task_of_my_own():
 
 def test_every_built_in_name_has_a_loader():
     for name in tasks.BUILT_IN:
-        with pytest.raises(ValueError, match="no option 'nonsense'"):
+        with pytest.raises(InputError, match="no option 'nonsense'"):
             tasks.load(name, nonsense=1)
 
 
 def test_wrong_names_are_met_with_the_nearest_right_one():
-    with pytest.raises(ValueError, match="Unknown task 'gms8k'. Did you mean gsm8k"):
+    with pytest.raises(InputError, match="Unknown task 'gms8k'; did you mean 'gsm8k'"):
         tasks.load("gms8k")
-    with pytest.raises(ValueError, match="no option 'answerformat'.*answer_format"):
+    with pytest.raises(InputError, match="no option 'answerformat'.*answer_format"):
         tasks.load("gsm8k", answerformat="boxed")
-    with pytest.raises(ValueError, match="'rows' needs the option 'source'"):
+    with pytest.raises(InputError, match="'rows' needs the option 'source'"):
         tasks.load("rows")
-    with pytest.raises(ValueError, match="No module 'my_tusks'.*PYTHONPATH"):
+    with pytest.raises(InputError, match="No module 'my_tusks'.*PYTHONPATH"):
         tasks.load("my_tusks:load")
-    with pytest.raises(ValueError, match="no function 'lode'. Did you mean load"):
+    with pytest.raises(InputError, match="no function 'lode'; did you mean 'load'"):
         tasks.load("my_tasks:lode")
 
 

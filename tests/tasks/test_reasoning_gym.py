@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from jaxrl_post import tasks
+from jaxrl_post.errors import InputError
 from jaxrl_post.tasks import reasoning_gym as module
 from jaxrl_post.types import Verdict
 
@@ -101,9 +102,9 @@ def test_generators_without_a_gold_answer():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="'chain_sun'. Did you mean chain_sum"):
+    with pytest.raises(InputError, match="'chain_sun'; did you mean 'chain_sum'"):
         load(dataset="chain_sun")
-    with pytest.raises(ValueError, match="Unknown split 'eval'"):
+    with pytest.raises(InputError, match="Unknown split 'eval'"):
         load("eval")
-    with pytest.raises(ValueError, match="seed is 2000000000"):
+    with pytest.raises(InputError, match="seed is 2000000000"):
         load(seed=2_000_000_000)

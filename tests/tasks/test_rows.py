@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxrl_post import tasks
+from jaxrl_post.errors import InputError
 from jaxrl_post.tasks.math import MathJudge
 from jaxrl_post.tasks.rows import exact_match, named_judge
 from jaxrl_post.tasks.sources import read
@@ -100,7 +101,7 @@ def test_verls_layout_and_repeated_rows(verl_file):
 def test_rows_of_one_source(verl_file):
     assert len(tasks.load("rows", source=verl_file, data_source="amc")) == 1
     assert len(tasks.load("rows", source=verl_file, data_source=["amc", "aime"])) == 3
-    with pytest.raises(ValueError, match="data_source 'aim'. Did you mean aime"):
+    with pytest.raises(InputError, match="data_source 'aim'; did you mean 'aime'"):
         tasks.load("rows", source=verl_file, data_source="aim")
 
 
@@ -135,20 +136,20 @@ def test_hub_ids_go_to_datasets(monkeypatch):
 
 def test_bad_input(tmp_path):
     source = write(tmp_path / "d.jsonl", [{"prompt": "p", "answr": "1"}])
-    with pytest.raises(ValueError, match="no column 'answer'. Did you mean answr"):
+    with pytest.raises(InputError, match="no column 'answer'; did you mean 'answr'"):
         tasks.load("rows", source=source)
-    with pytest.raises(ValueError, match="Unknown judge 'maths'. Did you mean math"):
+    with pytest.raises(InputError, match="Unknown judge 'maths'; did you mean 'math'"):
         tasks.load("rows", source=source, answer="answr", judge="maths")
-    with pytest.raises(ValueError, match="no file or folder '.*gone.jsonl'"):
+    with pytest.raises(InputError, match="no file or folder '.*gone.jsonl'"):
         tasks.load("rows", source=str(tmp_path / "gone.jsonl"))
     source = write(tmp_path / "e.jsonl", [{"prompt": 3, "answer": "1"}])
-    with pytest.raises(ValueError, match="text or a list of messages, got 3"):
+    with pytest.raises(InputError, match="text or a list of messages, got 3"):
         tasks.load("rows", source=source)
     (tmp_path / "f.jsonl").write_text('{"prompt": "p"}\n{"prompt":\n')
-    with pytest.raises(ValueError, match="f.jsonl, line 2"):
+    with pytest.raises(InputError, match="f.jsonl, line 2"):
         tasks.load("rows", source=str(tmp_path / "f.jsonl"))
     (tmp_path / "g.csv").write_text("")
-    with pytest.raises(ValueError, match="g.csv must end in one of .jsonl"):
+    with pytest.raises(InputError, match="g.csv must end in one of .jsonl"):
         tasks.load("rows", source=str(tmp_path / "g.csv"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxrl_post import tasks
+from jaxrl_post.errors import InputError
 from jaxrl_post.tasks import sciknoweval
 from jaxrl_post.tasks.sciknoweval import MultipleChoice, hub_records
 from jaxrl_post.types import Prompts, Verdict
@@ -170,11 +171,11 @@ def test_the_split_is_that_of_datasets():
 
 
 def test_bad_input(folder):
-    with pytest.raises(ValueError, match="'physic'. Did you mean physics"):
+    with pytest.raises(InputError, match="'physic'; did you mean 'physics'"):
         tasks.load("sciknoweval", path=folder, domain="physic")
-    with pytest.raises(ValueError, match="not 'validation'"):
+    with pytest.raises(InputError, match="not 'validation'"):
         tasks.load("sciknoweval", path=folder, split="validation")
-    with pytest.raises(ValueError, match="answer_format is 'tag'. Did you mean tags"):
+    with pytest.raises(InputError, match="answer_format is 'tag'; did you mean 'tags'"):
         tasks.load("sciknoweval", path=folder, answer_format="tag")
 
 

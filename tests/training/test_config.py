@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +11,7 @@ import yaml
 from jaxrl_post.errors import ConfigError, InputError
 from jaxrl_post.training import config as config_module
 from jaxrl_post.training.config import Config, load_config
-from jaxrl_post.training.configfile import check_arguments, parse_yaml
+from jaxrl_post.training.configfile import parse_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TEXT = """
@@ -221,27 +220,6 @@ def test_stages_are_laid_over_the_config(path):
 def test_numbers_as_people_write_them(text, value):
     parsed = parse_yaml(text, "test")
     assert parsed == value and type(parsed) is type(value)
-
-
-def test_check_arguments():
-    def recipe(policy: Any, *, clip: float, beta: float = 0.0) -> None: ...
-
-    check_arguments("recipe", recipe, {"clip": 1}, taken=["policy"])
-    with pytest.raises(ConfigError) as error:
-        check_arguments(
-            "recipe",
-            recipe,
-            {"betta": 1, "nmae": 2, "policy": 3},
-            taken=["policy"],
-            siblings=["name"],
-        )
-    assert error.value.problems == (
-        "recipe.clip: missing",
-        "recipe.betta=1: no such key; did you mean 'beta'?",
-        "recipe.nmae=2: no such key; did you mean 'name'?",
-        "recipe.policy=3: no such key; known: beta, clip, name.",
-    )
-    check_arguments("task", lambda **options: None, {"anything": 1})
 
 
 def test_every_key_is_documented():

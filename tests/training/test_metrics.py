@@ -111,13 +111,14 @@ def test_what_is_no_scalar_is_named(tmp_path, value):
     assert steps(tmp_path) == []
 
 
-def test_a_crash_while_replacing_leaves_the_old_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_crash_while_replacing_leaves_the_old_file(tmp_path, monkeypatch, call):
     write(tmp_path, 0, 1, 2)
 
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(metrics.os, "fsync", crash)
+    monkeypatch.setattr(metrics.os, call, crash)
     with pytest.raises(KeyboardInterrupt):
         MetricsWriter(tmp_path, resumed_step=0)
     assert steps(tmp_path) == [0, 1, 2]

@@ -32,6 +32,7 @@ def test_pass_at_k_is_stable_where_binomials_overflow():
     log_all_wrong = sum(math.log1p(-k / i) for i in range(n - c + 1, n + 1))
     expected = -math.expm1(log_all_wrong)
     assert statistics.pass_at_k(n, c, k) == pytest.approx(expected, rel=1e-12)
+    assert statistics.pass_at_k(n, n, 4000) == 1
 
 
 def test_pass_at_k_is_unbiased():
@@ -113,6 +114,11 @@ def test_interval_treats_answers_to_one_question_as_one_cluster():
     # 1600 independent answers at most, 100 questions at least.
     expected = statistics.wilson_interval(0.5, 1600)
     assert spread[1:] == pytest.approx(expected)
+
+
+def test_interval_of_single_answers_is_wilsons_but_for_one_trial():
+    estimate = statistics.over_questions([0.0, 1.0] * 5)
+    assert estimate[1:] == pytest.approx(statistics.wilson_interval(0.5, 9))
 
 
 def test_interval_of_no_success_has_a_width():

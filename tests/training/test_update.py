@@ -63,9 +63,7 @@ def gradient(recipe, batch, **options):
     return jax.tree.map(lambda a, b: a - b, PARAMS, state.trainable), metrics
 
 
-@pytest.mark.parametrize(
-    "mode", ["token_mean", "sequence_mean", "prompt_mean", "constant"]
-)
+@pytest.mark.parametrize("mode", ["token_mean", "prompt_mean", "constant"])
 def test_micro_batches_change_nothing(mode):
     length = TIME if mode == "constant" else None
     recipe = recipes.grpo(
@@ -76,7 +74,8 @@ def test_micro_batches_change_nothing(mode):
     norm = float(optax.tree.norm(whole))
     assert norm > 1e-3
     tokens = GROUPS * WIDTH + GROUPS * GROUP_SIZE * TIME
-    for parts in (2, 4, 8):  # 8 cuts through groups
+    # Every reduction takes the same path from the weights on; 8 cuts through groups.
+    for parts in (2, 4, 8) if mode == "token_mean" else (8,):
         bound = tokens // parts if parts < 8 else WIDTH + TIME
         cut, cut_metrics = gradient(recipe, batch, micro_batch_tokens=bound)
         chex.assert_trees_all_close(cut, whole, atol=1e-6 * max(norm, 1))
@@ -194,23 +193,17 @@ def test_non_finite_gradient_is_skipped_and_counted():
 
 
 def test_update_compiles_once():
-    recipe, traces = recipes.grpo(), chex.assert_max_traces
-    del traces
-    calls = []
-    term = recipe.terms[0]
+    term = recipes.grpo().terms[0]
 
-    def counted(views):
-        calls.append(None)
-        return term.scores(views)
+    @chex.assert_max_traces(n=1)
+    def loss(scores, batch):
+        return term.loss(scores, batch)
 
-    recipe = Recipe("counted", (Term("t", counted, term.loss),))
+    recipe = Recipe("counted", (Term("t", term.scores, loss),))
     state = init_state(jax.tree.map(jnp.copy, PARAMS), SGD, recipe, jax.random.key(0))
     update = make_update_step(POLICY, recipe, SGD)
     for seed in range(3):
         state, _ = update(state, make_batch(seed))
-    first = len(calls)
-    state, _ = update(state, make_batch(9))
-    assert len(calls) == first <= 2
 
 
 def test_ema_teacher_moves_every_other_update():

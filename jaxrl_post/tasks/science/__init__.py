@@ -8,12 +8,13 @@ feedback on a wrong attempt names. See ``docs/science.md``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
 from random import Random
 
-from ..base import Row, RowsTask
-from . import biology, chemistry, materials, physics, programs
-from .judge import ScienceJudge, final_answer, judge_one
-from .question import LEVELS, SPLITS, Question, split_of
+from jaxrl_post.tasks.base import Row, RowsTask
+from jaxrl_post.tasks.science import biology, chemistry, materials, physics, programs
+from jaxrl_post.tasks.science.judge import ScienceJudge, final_answer, judge_one
+from jaxrl_post.tasks.science.question import LEVELS, SPLITS, Question, split_of
 
 __all__ = [
     "DOMAINS",
@@ -53,12 +54,12 @@ def draw(rng: Random, split: str, domain: str, level: int) -> Question:
 def questions(split: str, domain: str, level: int, seed: int = 0) -> Iterator[Question]:
     """The different questions of one cell, in an order that `seed` decides.
 
-    Ends when 5,000 draws in a row bring nothing new.
+    Ends when 1,500 draws in a row bring nothing new.
     """
     rng = Random(f"{split} {domain} {level} {seed}")
     seen: set[str] = set()
     misses = 0
-    while misses < 5_000:
+    while misses < 1_500:
         question = rng.choice(_MAKERS[domain][level])(rng)
         misses += 1
         if question is None or question.text in seen:
@@ -113,7 +114,7 @@ def load(
       seed: decides which questions are drawn.
 
     Returns:
-      A task whose rows go domain by domain, level by level.
+      A task whose first rows are a sample of all: domains and levels take turns.
 
     Raises:
       ValueError: for an unknown split, level or domain, or no question at all.
@@ -129,12 +130,15 @@ def load(
     size = _SIZES[split] if size is None else size
     if size < 1:
         raise ValueError(f"science: size={size}; it must be at least 1.")
-    rows = [
-        row(question, f"science-{split}-{seed}-{domain}-{level}-{index}")
+    cells = [
+        [
+            row(question, f"science-{split}-{seed}-{domain}-{level}-{index}")
+            for index, question in enumerate(
+                islice(questions(split, domain, level, seed), size)
+            )
+        ]
         for domain in domains
         for level in levels
-        for index, question in zip(
-            range(size), questions(split, domain, level, seed), strict=False
-        )
     ]
+    rows = [row for turn in zip_longest(*cells) for row in turn if row is not None]
     return RowsTask("science", rows, ScienceJudge())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .question import Question, numeric, product
+from jaxrl_post.tasks.science.question import Question, numeric, product
 
 BASES = "ACGT"
 TO_RNA = str.maketrans("ACGT", "UGCA")
@@ -27,7 +27,8 @@ def _sequence_question(
 ) -> Question | None:
     """`answers`: the right one, then the wrong ones; words before it are working."""
     solution, *wrong = (
-        " ".join((*words[:-1], "answer", words[-1])) for words in map(str.split, answers)
+        " ".join((*words[:-1], "answer", words[-1]))
+        for words in map(str.split, answers)
     )
     answer = solution.split()[-1]
     if any(w.split()[-1] == answer for w in wrong):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .question import Question, numeric, product
+from jaxrl_post.tasks.science.question import Question, numeric, product
 
 MASS = {"H": 1, "C": 12, "N": 14, "O": 16, "F": 19, "Na": 23, "Mg": 24, "S": 32}
 

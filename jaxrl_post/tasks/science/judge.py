@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...types import Prompts, Verdict
-from .language import ProgramError, compile_program
+from jaxrl_post.tasks.science.language import ProgramError, compile_program
+from jaxrl_post.types import Prompts, Verdict
 
 _FINAL = re.compile(r"\banswer:? +(\S[^\n]*?)[.\s]*\Z")
-_INTEGER = re.compile(r"[-+]?\d{1,12}")
+_INTEGER = re.compile(r"[-+]?[0-9]{1,12}")
 _SEQUENCE = re.compile(r"[A-Z]{1,32}")
 
 
@@ -58,6 +58,7 @@ def judge_one(columns: Mapping[str, Any], completion: str) -> Verdict:
         parsed = found is not None and _INTEGER.fullmatch(found)
         found = str(int(found)) if found is not None and parsed else None
         wrong = None if found == columns["answer"] else f"got {found}"
+    extra["answer"] = found
     if found is None:
         feedback = "no result to read. end with answer and the result."
         return Verdict(0.0, False, feedback, extra | {"parsed": False})
@@ -69,7 +70,7 @@ def judge_one(columns: Mapping[str, Any], completion: str) -> Verdict:
 class ScienceJudge:
     """Reward 1 for the exact answer, 0 otherwise; feedback on every wrong attempt.
 
-    ``Verdict.extra`` holds ``parsed``, ``domain`` and ``level``.
+    ``Verdict.extra`` holds ``parsed``, ``answer``, ``domain`` and ``level``.
     """
 
     def __call__(self, prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:

@@ -21,7 +21,7 @@ MAX_LENGTH = 80
 MAX_DEPTH = 8
 MAX_MAGNITUDE = 10**9
 
-_TOKEN = re.compile(r"\s*(?:(\d{1,9}(?!\d))|(if|else|x|[<>=!]=|[-+*()<>]))")
+_TOKEN = re.compile(r"\s*(?:([0-9]{1,9}(?![0-9]))|(if|else|x|[<>=!]=|[-+*()<>]))")
 _COMPARE: dict[str, Callable[[int, int], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
@@ -84,7 +84,11 @@ class _Parser:
             raise ProgramError(f"nested deeper than {MAX_DEPTH}")
         value = self.sum()
         if self.next_is("if"):
-            left, compare, right = self.sum(), _COMPARE[self.expect(*_COMPARE)], self.sum()
+            left, compare, right = (
+                self.sum(),
+                _COMPARE[self.expect(*_COMPARE)],
+                self.sum(),
+            )
             self.expect("else")
             then, other = value, self.program()
 
@@ -98,7 +102,9 @@ class _Parser:
     def sum(self) -> Program:
         value = self.term()
         while symbol := self.next_is("+", "-"):
-            value = _combine(operator.add if symbol == "+" else operator.sub, value, self.term())
+            value = _combine(
+                operator.add if symbol == "+" else operator.sub, value, self.term()
+            )
         return value
 
     def term(self) -> Program:
@@ -131,7 +137,9 @@ def _constant(number: int) -> Program:
     return lambda x: number
 
 
-def _combine(operation: Callable[[int, int], int], left: Program, right: Program) -> Program:
+def _combine(
+    operation: Callable[[int, int], int], left: Program, right: Program
+) -> Program:
     return lambda x: _bounded(operation(left(x), right(x)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .question import Question, numeric, product
+from jaxrl_post.tasks.science.question import Question, numeric, product
 
 METALS = ("cobalt", "copper", "gold", "lead", "zinc", "tin", "silver", "nickel")
 ATOMS = {"sc": 1, "bcc": 2, "fcc": 4}
@@ -13,7 +13,11 @@ DRAWN = {"sc": 8, "bcc": 9, "fcc": 14}
 
 
 def _cells(rng: Random) -> Question | None:
-    metal, lattice, count = rng.choice(METALS), rng.choice(list(ATOMS)), rng.randint(2, 9)
+    metal, lattice, count = (
+        rng.choice(METALS),
+        rng.choice(list(ATOMS)),
+        rng.randint(2, 9),
+    )
     return numeric(
         "materials",
         1,
@@ -21,7 +25,10 @@ def _cells(rng: Random) -> Question | None:
         lattice,
         f"a {metal} crystal has {count} {lattice} unit cells. atoms?",
         product(ATOMS[lattice], count),
-        (product(DRAWN[lattice], count), f"{ATOMS[lattice]}+{count}={ATOMS[lattice] + count}"),
+        (
+            product(DRAWN[lattice], count),
+            f"{ATOMS[lattice]}+{count}={ATOMS[lattice] + count}",
+        ),
         f"cells share corner atoms, {lattice} has {ATOMS[lattice]}",
     )
 
@@ -43,7 +50,11 @@ def _density(rng: Random) -> Question | None:
 
 def _two_crystals(rng: Random) -> Question | None:
     metal = rng.choice(METALS)
-    (first, second), k, j = rng.sample(list(ATOMS), 2), rng.randint(2, 9), rng.randint(2, 9)
+    (first, second), k, j = (
+        rng.sample(list(ATOMS), 2),
+        rng.randint(2, 9),
+        rng.randint(2, 9),
+    )
 
     def working(table: dict[str, int]) -> str:
         a, b = table[first] * k, table[second] * j
@@ -70,7 +81,10 @@ def _mass(rng: Random) -> Question | None:
         metal,
         f"a {metal} block of {volume} cm3 has density {density} g/cm3. mass in g?",
         product(volume, density),
-        (f"{volume}+{density}={volume + density}", f"{volume}-{density}={volume - density}"),
+        (
+            f"{volume}+{density}={volume + density}",
+            f"{volume}-{density}={volume - density}",
+        ),
         f"mass is volume times density: {volume}*{density}",
     )
 
@@ -82,7 +96,9 @@ def _vacancies(rng: Random) -> Question | None:
     def working(table: dict[str, int], sign: int = -1) -> str:
         full = table[lattice] * count
         mark = "-" if sign < 0 else "+"
-        return f"{product(table[lattice], count)} {full}{mark}{gaps}={full + sign * gaps}"
+        return (
+            f"{product(table[lattice], count)} {full}{mark}{gaps}={full + sign * gaps}"
+        )
 
     if ATOMS[lattice] * count <= gaps:
         return None
@@ -91,7 +107,8 @@ def _vacancies(rng: Random) -> Question | None:
         3,
         "vacancies",
         lattice,
-        f"a {metal} crystal of {count} {lattice} unit cells has {gaps} vacancies. atoms?",
+        f"a {metal} crystal of {count} {lattice} unit cells has {gaps} vacancies. "
+        "atoms?",
         working(ATOMS),
         (working(ATOMS, +1), f"{ATOMS[lattice]}*{count}={ATOMS[lattice] * count}"),
         f"a vacancy is a missing atom: {ATOMS[lattice]}*{count}-{gaps}",
@@ -116,7 +133,11 @@ def _plate(rng: Random) -> Question | None:
 
 
 def _wire(rng: Random) -> Question | None:
-    metal, length, weight = rng.choice(METALS), rng.randint(201, 899), rng.randint(21, 89)
+    metal, length, weight = (
+        rng.choice(METALS),
+        rng.randint(201, 899),
+        rng.randint(21, 89),
+    )
     tens = weight // 10 * 10
     return numeric(
         "materials",
@@ -125,7 +146,10 @@ def _wire(rng: Random) -> Question | None:
         metal,
         f"a {metal} wire of {length} m weighs {weight} g per m. mass in g?",
         f"{length * tens}+{length * (weight - tens)}={length * weight}",
-        (f"{length}+{weight}={length + weight}", f"{length}-{weight}={length - weight}"),
+        (
+            f"{length}+{weight}={length + weight}",
+            f"{length}-{weight}={length - weight}",
+        ),
         f"mass is length times weight per m: {length}*{weight}",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .question import Question, numeric, product
+from jaxrl_post.tasks.science.question import Question, numeric, product
 
 OBJECTS = ("cart", "ball", "car", "rock", "sled", "box", "boat", "bike")
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from random import Random
 
-from .language import compile_program
-from .question import Question
+from jaxrl_post.tasks.science.language import compile_program
+from jaxrl_post.tasks.science.question import Question
 
 INPUTS = (3, 1, 6, -2, 0, 8, 4, 12)
 """What a program is tried on, apart from the values next to a threshold."""
 
 
 def _question(
-    level: int, kind: str, variant: str, text: str, program: str, wrong: list[str], method: str,
+    level: int,
+    kind: str,
+    variant: str,
+    text: str,
+    program: str,
+    wrong: list[str],
+    method: str,
     inputs: tuple[int, ...] = (),
 ) -> Question | None:
     right = compile_program(program)

@@ -1,0 +1,165 @@
+"""GGUF files, written here with llama.cpp's own package and its converter's rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from gguf.quants import dequantize, quantize
+from safetensors.numpy import load_file
+
+from jaxrl_post import models
+from jaxrl_post.errors import InputError
+from jaxrl_post.models.gguf import byte_level_bpe
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
+SMOLLM2 = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.gguf"
+
+
+def permute(weight: np.ndarray, heads: int) -> np.ndarray:
+    """convert_hf_to_gguf.py, LlamaModel.permute: half-split rows to interleaved."""
+    parts = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return parts.swapaxes(1, 2).reshape(weight.shape)
+
+
+def write(family: str, path: Path, kind: Type, leave_out: str = "") -> dict:
+    """A golden model as GGUF; returns the tensors that are in it, de-quantised."""
+    folder = GOLDENS / family
+    config = json.loads((folder / "config.json").read_text())
+    arch = gguf.MODEL_ARCH[config["model_type"].upper()]
+    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(path, config["model_type"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    if family == "qwen3":
+        writer.add_key_length(config["head_dim"])
+    kept = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if name == leave_out:
+            continue
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if config["model_type"] == "llama" and name.endswith("q_proj.weight"):
+            tensor = permute(tensor, config["num_attention_heads"])
+        if config["model_type"] == "llama" and name.endswith("k_proj.weight"):
+            tensor = permute(tensor, config["num_key_value_heads"])
+        # blocks of 32 along the last axis, as llama.cpp needs them
+        chosen = kind if tensor.ndim == 2 and tensor.shape[1] % 32 == 0 else Type.F32
+        data = quantize(tensor, chosen)
+        writer.add_tensor(theirs, data, raw_dtype=chosen)
+        kept[name] = dequantize(data, chosen)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return kept
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2", "qwen3"])
+def test_the_same_model(family, tmp_path):
+    write(family, tmp_path / "m.gguf", Type.F32)
+    policy, params, tokenizer = models.load(tmp_path / "m.gguf")
+    expected, values, _ = models.load(GOLDENS / family)
+    assert tokenizer is None
+    assert policy.config.rms_norm_eps == pytest.approx(expected.config.rms_norm_eps)
+    assert policy.config.rope_theta == expected.config.rope_theta
+    assert policy.config.head_dim == expected.config.head_dim
+    jax.tree.map(np.testing.assert_array_equal, params, values)
+
+
+@pytest.mark.parametrize(
+    "kind", [Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_1], ids=lambda k: k.name
+)
+def test_types(kind, tmp_path):
+    kept = write("qwen2", tmp_path / "m.gguf", kind)
+    _, params, _ = models.load(tmp_path / "m.gguf")
+    np.testing.assert_array_equal(params["embed"], kept["model.embed_tokens.weight"])
+    up = kept["model.layers.1.mlp.up_proj.weight"]
+    np.testing.assert_array_equal(params["layers"]["mlp"]["up"]["kernel"][1], up.T)
+    exact = load_file(GOLDENS / "qwen2" / "model.safetensors")
+    error = np.abs(up - exact["model.layers.1.mlp.up_proj.weight"]).max()
+    assert 0 < error < 0.15  # it was quantised, and not into noise
+
+
+def test_missing_tensors_are_listed(tmp_path):
+    write("llama", tmp_path / "m.gguf", Type.F32, "model.norm.weight")
+    with pytest.raises(InputError, match="missing: model.norm.weight"):
+        models.load(tmp_path / "m.gguf")
+
+
+def test_no_gguf_file(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"not a model at all, only some text")
+    with pytest.raises(InputError, match="is no GGUF file"):
+        models.load(tmp_path / "m.gguf")
+
+
+ALPHABET = [*"abcdefgh'.ĠĊ0123456789", "Ã", "©"]
+MERGES = ["a b", "1 2", "12 3", "Ġ a"]
+
+
+def tokenizer(pre: str, bos: str | None = None):
+    tokens = [*ALPHABET, "ab", "12", "123", "Ġa", "<end>", "<think>", "[PAD]"]
+    types = [1] * (len(tokens) - 3) + [3, 4, 5]
+    return byte_level_bpe(tokens, MERGES, types, pre, bos)
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("gpt-2", ["Ġa", "Ġ", "123", "4", "ab"]),
+        ("smollm", ["Ġa", "Ġ", "1", "2", "3", "4", "ab"]),
+        ("llama-bpe", ["Ġa", "Ġ", "123", "4", "ab"]),
+        ("qwen2", ["Ġa", "Ġ", "1", "2", "3", "4", "ab"]),
+    ],
+)
+def test_pre_tokenizers(pre, pieces):
+    text = " a 1234ab"
+    encoding = tokenizer(pre).encode(text)
+    assert encoding.tokens == pieces
+    assert tokenizer(pre).decode(encoding.ids) == text
+
+
+def test_special_added_and_unused_tokens():
+    built = tokenizer("gpt-2", bos="<end>")
+    encoding = built.encode("ab<think>ab<end>é")
+    assert encoding.tokens == ["<end>", "ab", "<think>", "ab", "<end>", "Ã", "©"]
+    assert built.decode(encoding.ids) == "ab<think>abé"
+    assert "[PAD]" not in built.get_vocab()
+
+
+@pytest.mark.skipif(
+    not SMOLLM2.exists(), reason="python scripts/get_smollm2.py was not run"
+)
+def test_smollm2_answers():
+    policy, params, tokenizer = models.load(SMOLLM2)
+    assert tokenizer.tokenize("12 apples") == ["1", "2", "Ġapples"]
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_dict=False
+    )
+
+    @jax.jit
+    def forward(params, tokens, positions, cache):
+        ones = jnp.ones_like(tokens)
+        hidden, cache = policy.hidden(params, tokens, positions, ones, cache)
+        return jnp.argmax(hidden[0, -1] @ policy.unembedding(params).T), cache
+
+    cache = policy.init_cache(1, len(ids) + 12)
+    token, cache = forward(params, jnp.array([ids]), jnp.arange(len(ids))[None], cache)
+    answer = []
+    while int(token) not in models.stop_token_ids(policy, tokenizer):
+        answer.append(int(token))
+        position = jnp.full((1, 1), len(ids) + len(answer) - 1)
+        token, cache = forward(params, token[None, None], position, cache)
+    assert tokenizer.decode(answer) == "The capital of France is Paris."

@@ -1,0 +1,181 @@
+"""Whole runs: folders, resuming, signals, errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl_post import models, training
+from jaxrl_post.errors import InputError
+from jaxrl_post.training.checkpoints import load_policy
+from jaxrl_post.training.metrics import read_metrics
+from jaxrl_post.training.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def tiny_task_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    yield
+    sys.modules.pop("tiny_task", None)
+
+
+def lasting(rows):
+    """Rows without what may differ between two identical runs."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "throughput/"))}
+        for row in rows
+    ]
+
+
+class StopAfter(Progress):
+    """Sends this process a signal when a step has been shown."""
+
+    step = 2
+    signum = signal.SIGINT
+
+    def update(self, step, row):
+        super().update(step, row)
+        if step == self.step:
+            signal.raise_signal(self.signum)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return {}
+
+
+def test_run_resumes_to_the_same_end(tiny_config, tmp_path):
+    """Interrupted after two steps and resumed equals uninterrupted, to the bit."""
+    options = {"training": {"checkpoint_every": 3, "evaluate_every": 2}}
+    whole = tiny_config(run={"dir": str(tmp_path / "whole")}, **options)
+    cut = tiny_config(run={"dir": str(tmp_path / "cut")}, **options)
+
+    result = training.run(whole)
+    with pytest.raises(training.Interrupted) as stop:
+        training.run(cut, progress=StopAfter)
+    assert stop.value.signum == signal.SIGINT
+    assert [row["step"] for row in read_metrics(tmp_path / "cut")] == [0, 1, 2]
+    resumed = training.run(cut)
+
+    rows = read_metrics(tmp_path / "whole")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert lasting(read_metrics(tmp_path / "cut")) == lasting(rows)
+    for a, b in zip(
+        jax.tree.leaves(result.state.replace(rng=0)),
+        jax.tree.leaves(resumed.state.replace(rng=0)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    check_folder(tmp_path / "whole", rows, result)
+    check_second_run_does_nothing(whole)
+    check_changed_config_is_refused(whole, tiny_config)
+
+
+def check_folder(folder, rows, result):
+    assert rows[0].keys() == {"step", "time/evaluate"} | {
+        k for k in rows[0] if k.startswith("eval/held/")
+    }
+    evaluated = [row["step"] for row in rows if "eval/held/avg@2" in row]
+    assert evaluated == [0, 2, 4]
+    for name in ("reward/mean", "loss", "grad_norm", "entropy", "length/mean"):
+        assert all(np.isfinite(row[name]) for row in rows[1:]), name
+    # learning rate 0 would give exactly 0; the sampler and the trainer agree.
+    assert rows[1]["sampler/logp_gap"] < 1e-4
+
+    lines = (folder / "completions" / "step_000001.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert len(kept) == 16
+    mean = np.mean([row["reward"] for row in kept])
+    np.testing.assert_allclose(rows[1]["reward/mean"], mean)
+    lengths = [len(row["response_ids"]) for row in kept]
+    np.testing.assert_allclose(rows[1]["length/mean"], np.mean(lengths))
+
+    _, saved, tokenizer = load_policy(folder)
+    _, exported, _ = models.load(folder / "model")
+    for a, b, c in zip(
+        jax.tree.leaves(saved),
+        jax.tree.leaves(exported),
+        jax.tree.leaves(result.state.trainable),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_array_equal(b, c)
+    assert tokenizer is not None
+
+
+def check_second_run_does_nothing(config):
+    folder = Path(config.run.dir)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != "lock"}
+    result = training.run(config)
+    assert result.state is None and result.last_row["step"] == 4
+    after = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.name != "lock"}
+    assert before == after
+
+
+def check_changed_config_is_refused(config, tiny_config):
+    other = tiny_config(
+        run={"dir": config.run.dir, "seed": 5}, optimizer={"learning_rate": 0.5}
+    )
+    with pytest.raises(InputError) as error:
+        training.run(other)
+    assert "optimizer.learning_rate: 0.01 -> 0.5" in str(error.value)
+    assert "run.seed: 0 -> 5" in str(error.value)
+
+
+def test_folder_in_use_is_refused(tiny_config):
+    from jaxrl_post.training.run_folder import owned
+
+    config = tiny_config()
+    with (
+        owned(Path(config.run.dir)),
+        pytest.raises(InputError, match="is in use by process"),
+    ):
+        training.run(config)
+
+
+def test_unwritable_folder_is_one_error(tiny_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    config = tiny_config(run={"dir": str(tmp_path / "file" / "run")})
+    with pytest.raises(InputError, match="cannot be written"):
+        training.run(config)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"task": {"name": "tiny_tsk:load"}}, "tiny_tsk"),
+        ({"task": {"cuont": 3}}, "count"),
+        ({"model": {"path": "no/such/model"}}, "no/such/model"),
+        ({"recipe": {"name": "grop"}}, "did you mean 'grpo'"),
+    ],
+)
+def test_wrong_names_are_one_error(tiny_config, sections, message):
+    with pytest.raises(InputError, match=message):
+        training.run(tiny_config(**sections))
+
+
+def test_several_updates_dynamic_sampling_and_mixed_options(tiny_config):
+    config = tiny_config(
+        training={"steps": 2, "updates_per_step": 2, "micro_batch_tokens": 60},
+        recipe={
+            "dynamic_sampling": True,
+            "kl_weight": 0.1,
+            "truncated_importance": 2.0,
+            "overlong_buffer": 2,
+            "max_length": 6,
+            "mask_truncated": True,
+            "max_sampling_rounds": 3,
+        },
+        sampling={"slots": 8},
+        evaluation={},
+    )
+    result = training.run(config)
+    assert int(result.state.update) == 4
+    assert result.last_row["sampling/rounds"] >= 1
+    assert np.isfinite(result.last_row["loss/kl"])

@@ -1,0 +1,26 @@
+"""A task that a random model is now and then right about: write low bytes."""
+
+from __future__ import annotations
+
+from jaxrl_post.tasks import Row, RowsTask
+from jaxrl_post.types import Verdict
+
+
+def judge(prompts, completions):
+    """Reward for completions whose first character is below 'a'."""
+    verdicts = []
+    for completion in completions:
+        right = completion[:1] < "a"
+        extra = {"parsed": bool(completion), "answer": completion[:1]}
+        verdicts.append(Verdict(float(right), right, extra=extra))
+    return verdicts
+
+
+def load(split="train", count=10):
+    """`count` different questions."""
+    first = 0 if split == "train" else 100
+    rows = [
+        Row(str(first + i), ({"role": "user", "content": f"say {first + i}"},))
+        for i in range(count)
+    ]
+    return RowsTask("tiny", rows, judge)
