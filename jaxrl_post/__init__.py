@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from jaxrl_post import (
         advantages,
         generation,
+        information,
+        injection,
         isolation,
         losses,
         models,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
         sharding,
         tasks,
         training,
+        transforms,
         vocabulary,
     )
     from jaxrl_post.errors import ConfigError, InputError
@@ -52,6 +55,8 @@ __all__ = (
     "__version__",
     "advantages",
     "generation",
+    "information",
+    "injection",
     "isolation",
     "load_config",
     "losses",
@@ -61,6 +66,7 @@ __all__ = (
     "sharding",
     "tasks",
     "training",
+    "transforms",
     "vocabulary",
 )
 

@@ -20,8 +20,7 @@ MODES = (
 )
 
 
-@struct.dataclass
-class Reduction:
+class Reduction(struct.PyTreeNode):
     """A mean that is not divided yet, so that parts of a batch can be added first.
 
     Attributes:

@@ -84,8 +84,8 @@ class Verdict:
     def __post_init__(self) -> None:
         if self.reward is not None and not math.isfinite(self.reward):
             raise ValueError(
-                f"Verdict.reward is {self.reward}; it must be finite. A completion that "
-                "cannot be judged has reward None."
+                f"Verdict.reward is {self.reward}; it must be finite. A completion "
+                "that cannot be judged has reward None."
             )
 
 

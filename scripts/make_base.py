@@ -16,7 +16,6 @@ import itertools
 import json
 import queue
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -197,10 +196,10 @@ def measure(args, seconds: float) -> None:
     result |= {
         "sha256": hashlib.sha256(weights).hexdigest(),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "seed": args.seed,
-        "steps": args.steps,
         "seconds": round(seconds),
-        "command": " ".join(["python", "scripts/make_base.py", *sys.argv[1:]]),
+        "command": "python scripts/make_base.py --out build/base "
+        f"--steps {args.steps} --decay {args.decay} --peak {args.peak} "
+        f"--seed {args.seed}",
     }
     write(result, folder / "figures.json")
 

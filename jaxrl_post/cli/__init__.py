@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # --help, --version, or arguments that argparse refused
         return int(end.code or 0)
     debug = getattr(arguments, "debug", False)
+    # A console script's path lacks the current folder, where the modules lie that
+    # configs name; judge workers get the path as it is here.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         return arguments.run(arguments)
     except InputError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_post.errors import InputError
+from jaxrl_post.generation.rollouts import Array
 from jaxrl_post.types import Message, Prompts
 
 
@@ -170,7 +171,7 @@ def stop_token_ids(tokenizer: Any, stop: Sequence[str] = ()) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def decode_responses(tokenizer: Any, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+def decode_responses(tokenizer: Any, tokens: Array, mask: Array) -> list[str]:
     """The text of each response, special tokens left out.
 
     Args:

@@ -11,8 +11,7 @@ from flax import struct
 Array: TypeAlias = jax.Array | np.ndarray
 
 
-@struct.dataclass
-class Rollouts:
+class Rollouts(struct.PyTreeNode):
     """Sampled responses, the G of a prompt in adjacent rows: row ``p * G + g``.
 
     Attributes:

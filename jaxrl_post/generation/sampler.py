@@ -25,8 +25,7 @@ from jaxrl_post.numerics import check_number
 from jaxrl_post.sharding.mesh import BATCH_AXES, auto_axes
 
 
-@struct.dataclass
-class _Contexts:
+class _Contexts(struct.PyTreeNode):
     """C prefilled contexts: what their samples share.
 
     Attributes:
@@ -40,8 +39,7 @@ class _Contexts:
     lengths: jax.Array
 
 
-@struct.dataclass
-class _Wave:
+class _Wave(struct.PyTreeNode):
     """B sequences in the course of decoding.
 
     Attributes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -19,12 +17,11 @@ def unstack_layers(stacked: PerLayer) -> tuple[jax.Array, ...]:
     return tuple(stacked[i] for i in range(stacked.shape[0]))
 
 
-@struct.dataclass
-class Prefix:
+class Prefix(struct.PyTreeNode):
     """A context's keys and values, stored once and attended to by many sequences.
 
     Attributes:
-      keys, values: ``[L, C, S, Hkv, d]``, or a tuple of L arrays ``[C, S, Hkv, d]``.
+      keys, values: ``[L, C, Hkv, S, d]``, or a tuple of L arrays ``[C, Hkv, S, d]``.
       mask: ``[C, S]`` bool, False at padding.
       index: ``[B]`` int32, the context of each sequence; None where sequence ``b``
         belongs to context ``b // (B // C)``, which needs no gather.
@@ -36,15 +33,14 @@ class Prefix:
     index: jax.Array | None = None
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """What has been written so far, and the prefix before it.
 
     The slots before `length` are written, for all rows alike; rows that have ended
     write padding (segment 0).
 
     Attributes:
-      keys, values: ``[L, B, N, Hkv, d]``, or a tuple of L arrays ``[B, N, Hkv, d]``.
+      keys, values: ``[L, B, Hkv, N, d]``, or a tuple of L arrays ``[B, Hkv, N, d]``.
         The tuple lets a decoding loop update each layer in place.
       segment_ids: ``[B, N]`` int32; 0 where nothing, or padding, is written.
       length: number of slots written, int32 scalar.
@@ -65,13 +61,11 @@ class Cache:
         """The same cache with one array per layer."""
         prefix = self.prefix
         if prefix is not None:
-            prefix = replace(
-                prefix,
+            prefix = prefix.replace(
                 keys=unstack_layers(prefix.keys),
                 values=unstack_layers(prefix.values),
             )
-        return replace(
-            self,
+        return self.replace(
             keys=unstack_layers(self.keys),
             values=unstack_layers(self.values),
             prefix=prefix,
@@ -82,7 +76,7 @@ def init_cache(
     layers: int, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype
 ) -> Cache:
     """An empty cache of `capacity` slots for `batch` rows."""
-    shape = (layers, batch, capacity, kv_heads, head_dim)
+    shape = (layers, batch, kv_heads, capacity, head_dim)
     return Cache(
         keys=jnp.zeros(shape, dtype),
         values=jnp.zeros(shape, dtype),

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -152,18 +152,20 @@ class HuggingFaceFolder:
 
 
 @contextlib.contextmanager
-def quiet_import():
-    """Keeps transformers from advising, on its import, to install torch."""
+def quiet_import() -> Iterator[None]:
+    """Keeps transformers from advising, on its import, to install torch.
+
+    Those who set how much it says hear it.
+    """
     key = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(key)
+    if key in os.environ or "TRANSFORMERS_VERBOSITY" in os.environ:
+        yield
+        return
     os.environ[key] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = before
+        del os.environ[key]
 
 
 def _download(name: str) -> Path:

@@ -20,8 +20,7 @@ _MASKED = -1e30
 yields some finite average instead of NaN."""
 
 
-@struct.dataclass
-class LayerCache:
+class LayerCache(struct.PyTreeNode):
     """One layer's part of a `models.cache.Cache`; shapes as there, less the L."""
 
     keys: jax.Array
@@ -30,8 +29,7 @@ class LayerCache:
     prefix_values: jax.Array | None = None
 
 
-@struct.dataclass
-class Visibility:
+class Visibility(struct.PyTreeNode):
     """Which slots each query sees; computed once for all layers.
 
     Attributes:
@@ -70,24 +68,24 @@ def attend(
 
     Args:
       queries: ``[B, T, H, d]``.
-      cache: keys and values, own ``[B, N, Hkv, d]``, prefix ``[C, S, Hkv, d]``.
+      cache: keys and values, own ``[B, Hkv, N, d]``, prefix ``[C, Hkv, S, d]``.
       visibility: what each query sees.
 
     Returns:
       ``[B, T, H, d]``.
     """
     batch, time, heads, dim = queries.shape
-    kv_heads = cache.keys.shape[2]
+    kv_heads = cache.keys.shape[1]
     q = queries.reshape(batch, time, kv_heads, heads // kv_heads, dim)
     q = q * (1.0 / math.sqrt(dim))
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
-    scores = jnp.einsum("btkgd,bnkd->bkgtn", q, cache.keys, preferred_element_type=wide)
+    scores = jnp.einsum("btkgd,bknd->bkgtn", q, cache.keys, preferred_element_type=wide)
     scores = jnp.where(visibility.own[:, None, None], scores, _MASKED)
     keys, values = cache.prefix_keys, cache.prefix_values
     if keys is None or values is None or visibility.prefix is None:
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        out = jnp.einsum("bkgtn,bnkd->btkgd", weights, cache.values)
+        out = jnp.einsum("bkgtn,bknd->btkgd", weights, cache.values)
         return out.reshape(batch, time, heads, dim)
 
     if visibility.index is not None:
@@ -96,7 +94,7 @@ def attend(
     # one long query: the product reads the shared keys once.
     rows, members = keys.shape[0], batch // keys.shape[0]
     grouped = q.reshape(rows, members * time, *q.shape[2:])
-    before = jnp.einsum("cmkgd,cskd->ckgms", grouped, keys, preferred_element_type=wide)
+    before = jnp.einsum("cmkgd,cksd->ckgms", grouped, keys, preferred_element_type=wide)
     before = before.reshape(rows, *before.shape[1:3], members, time, -1)
     before = jnp.moveaxis(before, 3, 1).reshape(*scores.shape[:-1], -1)
     before = jnp.where(visibility.prefix[:, None, None, None], before, _MASKED)
@@ -108,8 +106,8 @@ def attend(
     shared = jnp.moveaxis(shared, 1, 3).reshape(
         rows, *weights.shape[1:3], members * time, size
     )
-    out = jnp.einsum("ckgms,cskd->cmkgd", shared, values).reshape(q.shape)
-    out = out + jnp.einsum("bkgtn,bnkd->btkgd", weights[..., size:], cache.values)
+    out = jnp.einsum("ckgms,cksd->cmkgd", shared, values).reshape(q.shape)
+    out = out + jnp.einsum("bkgtn,bknd->btkgd", weights[..., size:], cache.values)
     return out.reshape(batch, time, heads, dim)
 
 
@@ -167,10 +165,13 @@ class Attention(nn.Module):
             keys = RMSNorm(c.rms_norm_eps, name="k_norm")(keys)
         queries = rotate(queries, positions, c.rope_theta)
         keys = rotate(keys, positions, c.rope_theta)
+        # Heads before slots, as attention's products read them: otherwise every decoded
+        # token would transpose the whole cache.
+        keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
         if cache is None:
             cache = LayerCache(keys, values)
         else:
-            at = (0, visibility.length, 0, 0)
+            at = (0, 0, visibility.length, 0)
             write = jax.lax.dynamic_update_slice
             cache = cache.replace(
                 keys=write(cache.keys, keys.astype(cache.keys.dtype), at),

@@ -10,8 +10,7 @@ from flax import struct
 Array = jax.Array | np.ndarray
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """Sequences to train on: a context, shared by a group, and a response each.
 
     B sequences of T response tokens, C contexts of S tokens. Contexts may be padded

@@ -107,9 +107,9 @@ def grpo(
             "length that they measure against."
         )
     denominator = None
-    if reduction == "constant":
+    if reduction == "constant" and max_length is not None:
         denominator = partial(_rows_times_length, length=max_length)
-    shared = {"reduction": reduction, "denominator": denominator}
+    shared: dict[str, Any] = {"reduction": reduction, "denominator": denominator}
 
     clips = {"clip_low": clip_low, "clip_high": clip_high}
     if importance == "token":
@@ -171,7 +171,8 @@ def sampled_logps(views: Views) -> Scores:
 def reference_logps(views: Views) -> Scores:
     """``logps`` and the reference policy's, ``ref_logps``."""
     assert views.reference is not None
-    return sampled_logps(views) | {"ref_logps": views.reference.log_probs(views.tokens)}
+    ref_logps = views.reference.log_probs(views.tokens)
+    return {**sampled_logps(views), "ref_logps": ref_logps}
 
 
 def entropy(views: Views) -> Scores:
@@ -200,12 +201,12 @@ def _policy_gradient(scores, batch, *, kind, clips, correction):
         loss = losses.sequence_policy_gradient(
             logps, old, batch.advantages, batch.loss_mask, **clips
         )
+    elif kind == "clipped":
+        loss = losses.clipped_importance_policy_gradient(
+            logps, old, batch.advantages, **clips
+        )
     else:
-        loss_fn = {
-            "token": losses.clipped_policy_gradient,
-            "clipped": losses.clipped_importance_policy_gradient,
-        }[kind]
-        loss = loss_fn(logps, old, batch.advantages, **clips)
+        loss = losses.clipped_policy_gradient(logps, old, batch.advantages, **clips)
     if correction is not None:
         loss = loss * correction(old, batch.sampler_logps, batch.loss_mask)
     return loss

@@ -29,7 +29,8 @@ def resolve(path: str) -> Callable[..., Any]:
         if module_name != missing and not module_name.startswith(missing + "."):
             raise
         raise InputError(
-            f"No module {missing!r} (for {path!r}). Its folder must be on PYTHONPATH."
+            f"No module {missing!r} (for {path!r}). Its folder must be the current one "
+            "or on PYTHONPATH."
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):

@@ -72,18 +72,17 @@ def reprompt_text(
     7*6=42 answer 42
     solve it:
     """
-    has_demonstration = bool(demonstration and demonstration.strip())
-    has_feedback = bool(feedback and feedback.strip())
-    if not has_demonstration and not has_feedback:
+    shown = _section(templates.demonstration, demonstration=demonstration)
+    told = _section(templates.feedback, feedback=feedback)
+    if not shown and not told:
         return prompt
-    return _fill(
-        templates.reprompt,
-        prompt=prompt,
-        demonstration=_fill(templates.demonstration, demonstration=demonstration)
-        if has_demonstration
-        else "",
-        feedback=_fill(templates.feedback, feedback=feedback) if has_feedback else "",
-    )
+    return _fill(templates.reprompt, prompt=prompt, demonstration=shown, feedback=told)
+
+
+def _section(template: str, **values: str | None) -> str:
+    """A section of the reprompt; empty where it has nothing to say."""
+    said = {name: text for name, text in values.items() if text and text.strip()}
+    return _fill(template, **said) if said else ""
 
 
 def reprompt_messages(

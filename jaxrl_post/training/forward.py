@@ -10,18 +10,18 @@ import jax.numpy as jnp
 
 from jaxrl_post import vocabulary
 from jaxrl_post.models.policy import Policy
-from jaxrl_post.recipes.batch import Batch
+from jaxrl_post.recipes.batch import Array, Batch
 from jaxrl_post.recipes.recipe import Recipe, Scores, Views
 
 
 def predicting_states(
     policy: Policy,
     params: chex.ArrayTree,
-    contexts: jax.Array,
-    context_mask: jax.Array,
-    index: jax.Array | None,
-    responses: jax.Array,
-    token_mask: jax.Array,
+    contexts: Array,
+    context_mask: Array,
+    index: Array | None,
+    responses: Array,
+    token_mask: Array,
 ) -> jax.Array:
     """The hidden states whose logits predict each response token.
 
@@ -38,13 +38,15 @@ def predicting_states(
     Returns:
       ``[B, T, D]``.
     """
+    contexts, responses = jnp.asarray(contexts), jnp.asarray(responses)
     size, time = responses.shape
     rows, width = contexts.shape
-    segments = context_mask.astype(jnp.int32)
+    segments = jnp.asarray(context_mask, jnp.int32)
     positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
     states, cache = policy.hidden(
         params, contexts, positions, segments, policy.init_cache(rows, width)
     )
+    assert cache is not None
     last = width - 1 - jnp.argmax(segments[:, ::-1], axis=1)
     last_state = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
     lengths = segments.sum(axis=1)
@@ -53,9 +55,10 @@ def predicting_states(
             jnp.repeat(x, size // rows, axis=0) for x in (lengths, last_state)
         )
     else:
+        index = jnp.asarray(index)
         lengths, last_state = lengths[index], last_state[index]
 
-    segments = token_mask.astype(jnp.int32)
+    segments = jnp.asarray(token_mask, jnp.int32)
     positions = lengths[:, None] + jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
     own = policy.init_cache(size, time).replace(prefix=cache.as_prefix(index))
     states, _ = policy.hidden(params, responses, positions, segments, own)
@@ -88,13 +91,7 @@ def compute_scores(
         params = models[view]
         if view != "student":
             params = jax.lax.stop_gradient(params)
-        behind = (batch.contexts, batch.context_mask, batch.context_index)
-        if view == "teacher":
-            behind = (
-                batch.teacher_contexts,
-                batch.teacher_context_mask,
-                batch.teacher_index,
-            )
+        behind = _contexts_of(view, batch)
         states.append(
             predicting_states(
                 policy, params, *behind, batch.responses, batch.token_mask
@@ -117,9 +114,23 @@ def compute_scores(
         tuple(states),
         tuple(heads),
         batch.responses,
-        mask=batch.token_mask,
+        mask=jnp.asarray(batch.token_mask),
         temperature=temperature,
         softcap=policy.logit_softcap,
         chunk_size=chunk_size,
         vocab_size=policy.vocab_size,
     )
+
+
+def _contexts_of(view: str, batch: Batch) -> tuple[Array, Array, Array | None]:
+    """What a view sees before the responses: contexts, their mask and the index."""
+    if view != "teacher":
+        return batch.contexts, batch.context_mask, batch.context_index
+    contexts, mask = batch.teacher_contexts, batch.teacher_context_mask
+    if contexts is None or mask is None:
+        raise ValueError(
+            "A term needs the teacher, but the batch has no teacher_contexts or no "
+            "teacher_context_mask; a teacher that sees what the student sees gets the "
+            "batch's contexts and context_mask."
+        )
+    return contexts, mask, batch.teacher_index

@@ -111,7 +111,7 @@ class _Trainer:
         updates = training.steps * training.updates_per_step
         self.schedule = make_schedule(config.optimizer, updates)
         self.optimizer = make_optimizer(config.optimizer, updates)
-        options = {
+        options: dict[str, Any] = {
             "mesh": self.mesh,
             "micro_batch_tokens": training.micro_batch_tokens,
             "chunk_size": training.chunk_size,

@@ -154,7 +154,7 @@ def completion_rows(
       groups: as the batch was made of them.
       advantages: ``[P, G]``.
     """
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for p, verdicts in enumerate(groups.verdicts):
         prompt_ids = groups.contexts[p][groups.context_mask[p]].tolist()
         for g, verdict in enumerate(verdicts):

@@ -34,8 +34,9 @@ def open_mesh(config: Config) -> jax.sharding.Mesh | None:
     if groups % shards:
         raise InputError(
             f"training.prompts_per_step={training.prompts_per_step} gives {groups} "
-            f"groups to an update, which {shards} shards (mesh.data x mesh.fsdp) cannot "
-            f"share evenly; make it a multiple of {shards * training.updates_per_step}."
+            f"groups to an update; {shards} shards (mesh.data x mesh.fsdp) cannot "
+            "share them evenly: make it a multiple of "
+            f"{shards * training.updates_per_step}."
         )
     return mesh
 

@@ -13,8 +13,7 @@ from flax import struct
 from jaxrl_post.recipes.recipe import Recipe
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """What an update reads and writes, and what a checkpoint holds.
 
     Attributes:

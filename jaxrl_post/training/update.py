@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.models.policy import Policy
@@ -188,7 +189,7 @@ def _weighted_loss(recipe: Recipe, scores: Scores, part: Batch):
     return loss, jax.lax.stop_gradient((shares, sums))
 
 
-def _token_sum(values: jax.Array, mask: jax.Array) -> Reduction:
+def _token_sum(values: jax.Array, mask: ArrayLike) -> Reduction:
     return Reduction(jnp.sum(jnp.where(mask, values, 0.0)), jnp.sum(mask, dtype=float))
 
 

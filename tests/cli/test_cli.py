@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -12,6 +13,7 @@ import yaml
 
 from jaxrl_post import cli
 from jaxrl_post.errors import InputError
+from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.training.metrics import MetricsWriter
 
 CONFIG = {
@@ -169,6 +171,23 @@ def test_a_stopped_run_says_how_to_resume(config, module, capsys, signum, name, 
     assert f"stopped by {name}; saved" in output.err
     assert f"jaxrl-post train {config} 'model.path=a b'" in output.err
     assert output.out == ""
+
+
+def test_modules_in_the_current_folder_are_found(config, module, tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("def one(): return 1\n")
+    # The path as a console script sees it.
+    path = [entry for entry in sys.path if entry not in ("", os.getcwd())]
+    monkeypatch.setattr(sys, "path", path)
+    monkeypatch.chdir(tmp_path)
+    found = []
+    module(
+        "loop",
+        run=lambda config, progress: found.append(resolve("my_rewards:one")()),
+        Interrupted=Interrupted,
+    )
+    write_run(tmp_path / "run", BASE)
+    assert cli.main(["train", config]) == 0
+    assert found == [1]
 
 
 def test_ctrl_c_elsewhere_is_no_traceback(config, module, capsys):

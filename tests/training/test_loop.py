@@ -45,11 +45,6 @@ class StopAfter(Progress):
             signal.raise_signal(self.signum)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return {}
-
-
 def test_run_resumes_to_the_same_end(tiny_config, tmp_path):
     """Interrupted after two steps and resumed equals uninterrupted, to the bit."""
     options = {"training": {"checkpoint_every": 3, "evaluate_every": 2}}
@@ -172,10 +167,14 @@ def test_several_updates_dynamic_sampling_and_mixed_options(tiny_config):
             "mask_truncated": True,
             "max_sampling_rounds": 3,
         },
-        sampling={"slots": 8},
+        sampling={"slots": 8, "temperature": 0.7},
+        optimizer={"learning_rate": 0.0},
         evaluation={},
     )
     result = training.run(config)
+    # Nothing is learned, so sampler and trainer must agree, at this temperature too.
+    gaps = [r["sampler/logp_gap"] for r in read_metrics(config.run.dir)[1:]]
+    assert max(gaps) < 1e-4
     assert int(result.state.update) == 4
     assert result.last_row["sampling/rounds"] >= 1
     assert np.isfinite(result.last_row["loss/kl"])
