@@ -1,7 +1,7 @@
 """The quickstart with several seeds: what it gains, as a table.
 
-    python scripts/quickstart_seeds.py --seeds 0 1 2 3     # runs, about 4 minutes each
-    python scripts/quickstart_seeds.py --table             # only the table, from the file
+    python scripts/quickstart_seeds.py --seeds 0 1 2 3   # some 4 minutes each
+    python scripts/quickstart_seeds.py --table           # only the table
 
 Results go to docs/evidence/quickstart.jsonl, a line per seed; a seed that is there
 already is not run again.
@@ -48,16 +48,20 @@ def run(seed: int, overrides: list[str]) -> dict:
         "seed": seed,
         "steps": final["step"],
         "overrides": overrides,
-        "seconds_training": round(sum(row.get("time/step", 0) for row in rows), 1),
-        "seconds_evaluating": round(sum(row.get("time/evaluate", 0) for row in rows), 1),
+        "seconds_training": total(rows, "time/step"),
+        "seconds_evaluating": total(rows, "time/evaluate"),
         "scores": scores,
     }
+
+
+def total(rows: list[dict], key: str) -> float:
+    return round(sum(row.get(key, 0.0) for row in rows), 1)
 
 
 def table(rows: list[dict]) -> str:
     """Base and final accuracy by seed, in Markdown."""
     lines = [
-        "| seed | T = 1, avg@16 | T = 0.6, avg@16 | greedy | parsed, T = 1 | training |",
+        "| seed | T = 1, avg@16 | T = 0.6, avg@16 | greedy | parsed | training |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -284,3 +287,13 @@ def test_broken_folders(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(weights[:-100])
     with pytest.raises(InputError, match="cannot be read"):
         models.load(tmp_path)
+
+
+def test_a_tokenizer_comes_without_advice_to_install_torch():
+    code = "from jaxrl_post.models.checkpoints import open_checkpoint as f; "
+    code += "assert f('science_base').tokenizer()"
+    quiet = {k: v for k, v in os.environ.items() if "TRANSFORMERS_" not in k}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=quiet, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
