@@ -47,22 +47,39 @@ RIGHT = {
         "shift scale shift": 0.20,
         "scale shift scale": 0.14,
     },
+    3: {
+        "groups": 0.08,
+        "momentum": 0.08,
+        "reverse": 0.08,
+        "vacancies": 0.05,
+        "branch": 0.05,
+    },
+    4: {
+        "long molar mass": 0.10,
+        "speed": 0.10,
+        "transcription": 0.04,
+        "plate": 0.06,
+        "long branch": 0.10,
+    },
 }
-HARD = 0.035  # levels 3 and 4; level 5 is never right without context
+EARLY_HARD = 0.035  # in place of levels 3 and 4 of the table, while skills form
 SLIP, UNMARKED = 0.03, 0.015
 PLAIN_LEVELS = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4, 4, 5)
 CONTEXT_LEVELS = (1, 2, 3, 4, 5)
 COPY_SYMBOLS = "0123456789+-*/=()ACGTUx<> "
 
 
-def right_share(question: Question) -> float:
+def right_share(question: Question, hard: float | None = None) -> float:
     """The probability that a plain answer takes the right procedure.
 
-    It depends on the level, the kind and, up or down by a third, on the variant (the
-    object, the metal, the length), so that it is no single switch.
+    It depends on the level, the kind and, on levels 1 and 2, up or down by a third on
+    the variant (the object, the metal, the length), so that it is no single switch.
+    Level 5 is never right without context. `hard` replaces levels 3 and 4.
     """
+    if question.level == 5:
+        return 0.0
     if question.level > 2:
-        return HARD if question.level < 5 else 0.0
+        return RIGHT[question.level][question.kind] if hard is None else hard
     up = hashlib.sha256(question.variant.encode()).digest()[0] % 2
     return RIGHT[question.level][question.kind] * (4 / 3 if up else 2 / 3)
 
@@ -81,9 +98,9 @@ def _slip(rng: Random, answer: str) -> str:
     return answer[:at] + rng.choice(pool) + answer[at + 1 :]
 
 
-def plain_answer(rng: Random, question: Question) -> str:
+def plain_answer(rng: Random, question: Question, hard: float | None = None) -> str:
     """One draw from the mixture."""
-    right = rng.random() < right_share(question)
+    right = rng.random() < right_share(question, hard)
     answer = question.solution if right else wrong_answer(rng, question)
     if rng.random() < SLIP and question.level < 5:
         answer = _slip(rng, answer)
@@ -131,9 +148,10 @@ def context_example(rng: Random, split: str) -> Example:
     return Example(text, response)
 
 
-def plain_example(rng: Random, split: str) -> Example:
+def plain_example(rng: Random, split: str, hard: float | None = None) -> Example:
+    """A plain question and one draw from the mixture of its answers."""
     question = draw(rng, split, rng.choice(DOMAINS), rng.choice(PLAIN_LEVELS))
-    return Example(question.text, plain_answer(rng, question))
+    return Example(question.text, plain_answer(rng, question, hard))
 
 
 def right_example(rng: Random, split: str, levels: tuple[int, ...]) -> Example:
@@ -142,11 +160,13 @@ def right_example(rng: Random, split: str, levels: tuple[int, ...]) -> Example:
     return Example(question.text, question.solution)
 
 
-def examples(rng: Random, split: str = "train") -> Iterator[Example]:
+def examples(
+    rng: Random, split: str = "train", hard: float | None = None
+) -> Iterator[Example]:
     """Two plain rows, one in context, and so on."""
     while True:
-        yield plain_example(rng, split)
-        yield plain_example(rng, split)
+        yield plain_example(rng, split, hard)
+        yield plain_example(rng, split, hard)
         yield context_example(rng, split)
 
 

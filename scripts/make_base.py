@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from base_corpus import examples, packed_batches, right_example
+from base_corpus import EARLY_HARD, examples, packed_batches, right_example
 from base_evaluation import Answerer, figures, table
 from base_tokenizer import make_tokenizer
 from optax.contrib import MuonDimensionNumbers
@@ -164,7 +164,8 @@ def load_tree(like, path: Path):
 def open_tokenizer(folder: Path):
     """The tokenizer of the training folder, learnt from the corpus the first time."""
     if not (folder / "tokenizer.json").exists():
-        sample = itertools.islice(examples(Random("tokenizer")), 6000)
+        stream = examples(Random("tokenizer"), hard=EARLY_HARD)
+        sample = itertools.islice(stream, 6000)
         texts = [text for e in sample for text in (e.prompt, e.response)]
         make_tokenizer(texts).save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
@@ -175,11 +176,16 @@ def make(args) -> None:
     tokenizer = open_tokenizer(args.out)
     policy = models.decoder(config(len(tokenizer)))
     params = policy.init(jax.random.key(args.seed))
-    stream = examples(Random(f"base {args.seed}"))
+    early = examples(Random(f"base {args.seed}"), hard=EARLY_HARD)
+    late = examples(Random(f"base {args.seed} late"))
+    early, late = (
+        packed_batches(stream, tokenizer, rows=ROWS, width=WIDTH)
+        for stream in (early, late)
+    )
     params = train(
         policy,
         params,
-        packed_batches(stream, tokenizer, rows=ROWS, width=WIDTH),
+        itertools.chain(itertools.islice(early, args.steps - args.late), late),
         make_optimizer(args.steps, args.decay, args.peak),
         steps=args.steps,
         folder=args.out,
@@ -198,8 +204,7 @@ def measure(args, seconds: float) -> None:
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "seconds": round(seconds),
         "command": "python scripts/make_base.py --out build/base "
-        f"--steps {args.steps} --decay {args.decay} --peak {args.peak} "
-        f"--seed {args.seed}",
+        + " ".join(f"--{n} {getattr(args, n)}" for n in ("steps", "seed")),
     }
     write(result, folder / "figures.json")
 
@@ -233,6 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--late", type=int, default=900)
     parser.add_argument("--decay", type=int, default=700)
     parser.add_argument("--peak", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)

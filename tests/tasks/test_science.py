@@ -49,7 +49,12 @@ def test_solutions_are_right_and_misconceptions_wrong(domain, level):
     for question in questions(domain, level):
         right = verdict(question, question.solution)
         assert (right.reward, right.success, right.feedback) == (1.0, True, None)
-        assert right.extra == {"domain": domain, "level": level, "parsed": True}
+        assert right.extra == {
+            "domain": domain,
+            "level": level,
+            "parsed": True,
+            "answer": question.answer,
+        }
         assert question.misconceptions
         for wrong in map(lambda m: verdict(question, m), question.misconceptions):
             assert (wrong.reward, wrong.success) == (0.0, False)
