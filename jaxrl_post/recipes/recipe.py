@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
+import optax
 
 from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Groups
+from jaxrl_post.recipes.reprompt import Reprompt
+from jaxrl_post.transforms import scale_by_information
 from jaxrl_post.vocabulary import Logits
 
 Scores = Mapping[str, jax.Array]
@@ -103,6 +106,42 @@ class Teacher:
             raise ValueError(f"teacher every is {self.every}; it is at least 1.")
 
 
+@dataclass(frozen=True)
+class Information:
+    """How the optimizer's steps follow the information gain (PGPO, arXiv 2606.03620).
+
+    Attributes:
+      sensitivity, max_multiplier, min_multiplier, smoothing, delay: of
+        `transforms.scale_by_information`, which ends the optimizer's chain.
+      average: of `information.information_gain`.
+      scale_decay: whether the decoupled weight decay is multiplied too.
+      mask: ``mask(batch)``, the ``[B, T]`` tokens whose entropies are averaged; None
+        for `Batch.loss_mask`.
+    """
+
+    sensitivity: float = 1.0
+    max_multiplier: float = 2.0
+    min_multiplier: float = 0.0
+    average: str = "sequence"
+    smoothing: float | None = None
+    delay: int = 0
+    scale_decay: bool = True
+    mask: Callable[[Batch], jax.Array] | None = None
+
+    def transform(self) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation that multiplies the finished update."""
+        return scale_by_information(
+            self.sensitivity,
+            max_multiplier=self.max_multiplier,
+            min_multiplier=self.min_multiplier,
+            smoothing=self.smoothing,
+            delay=self.delay,
+        )
+
+    def __str__(self) -> str:
+        return f"times min(exp({self.sensitivity:g} I), {self.max_multiplier:g})"
+
+
 GroupTransform = Callable[[Groups], Groups]
 """Changes judged groups before they become a batch. May return fewer groups than it
 was given (dynamic sampling): the trainer then draws more prompts."""
@@ -121,6 +160,8 @@ class Recipe:
       advantages: rewards to advantages, or None where no term reads them.
       group_transforms: applied in order to the judged groups.
       teacher: the self-teacher, if a term needs "teacher".
+      reprompt: what the teacher sees; None where batches come with teacher contexts.
+      information: how steps are modulated; None for not at all.
       mask_truncated: leave out sequences that hit the length limit.
       log_entropy: log the policy's entropy (one more number per token).
       max_sampling_rounds: how often the trainer may draw prompts for one step, when
@@ -133,6 +174,8 @@ class Recipe:
     advantages: Advantages | None = None
     group_transforms: tuple[GroupTransform, ...] = ()
     teacher: Teacher = field(default_factory=Teacher)
+    reprompt: Reprompt | None = None
+    information: Information | None = None
     mask_truncated: bool = False
     log_entropy: bool = True
     max_sampling_rounds: int = 10
@@ -151,10 +194,21 @@ class Recipe:
                 "teacher is 'none'; give it Teacher('live'), 'frozen' or 'ema'."
             )
 
+        if self.information is not None and "teacher" not in self.needs:
+            raise ValueError(
+                f"Recipe {self.name!r} modulates steps by the teacher's information, "
+                "but no term needs a teacher."
+            )
+
     @property
     def needs(self) -> frozenset[str]:
         """Views beside the student's that some term reads."""
         return frozenset().union(*(term.needs for term in self.terms))
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the student's entropy is computed although no term asks for it."""
+        return self.log_entropy or self.information is not None
 
     def __str__(self) -> str:
         lines = [f"{self.name}"]
@@ -163,6 +217,8 @@ class Recipe:
             lines.append(f"  {term.weight:g} x {term.name} ({term.reduction}{needs})")
         if self.teacher.kind != "none":
             lines.append(f"  teacher: {self.teacher}")
+        if self.information is not None:
+            lines.append(f"  steps: {self.information}")
         for transform in self.group_transforms:
             lines.append(f"  groups: {transform}")
         return "\n".join(lines)

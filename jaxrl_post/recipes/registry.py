@@ -10,9 +10,14 @@ from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.recipes.grpo import PRESETS as GRPO_PRESETS
 from jaxrl_post.recipes.grpo import grpo
 from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.recipes.sdpo import pgpo, sdpo
 from jaxrl_post.tasks.lookup import resolve
 
-_RECIPES: Mapping[str, Callable[..., Recipe]] = {"grpo": grpo}
+_RECIPES: Mapping[str, Callable[..., Recipe]] = {
+    "grpo": grpo,
+    "pgpo": pgpo,
+    "sdpo": sdpo,
+}
 _PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"grpo": GRPO_PRESETS}
 
 

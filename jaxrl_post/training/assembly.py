@@ -7,34 +7,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxrl_post.generation import Rollouts, bucket
+from jaxrl_post.generation import Rollouts
 from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.training.teacher_contexts import TeacherContexts
+from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Prompts, Verdict
-
-_NARROWEST = 64
-"""Widths are not told apart below this: a compilation costs more than the padding."""
-
-
-def fit_width(longest: int, limit: int) -> int:
-    """The width to pad to: `limit`, or a half or a quarter of it where that suffices.
-
-    Three widths mean at most three compilations; padding costs at most half.
-
-    >>> [fit_width(n, 1024) for n in (100, 300, 600)], fit_width(3, 50)
-    ([256, 512, 1024], 50)
-    """
-    for share in (4, 2):
-        width = bucket(-(-limit // share), 8)
-        if longest <= width < limit and width >= _NARROWEST:
-            return width
-    return limit
-
-
-def pad_left(x: np.ndarray, width: int) -> np.ndarray:
-    """The last `width` columns of ``[P, S]``; zeros before them where S is less."""
-    return np.pad(x, ((0, 0), (max(0, width - x.shape[1]), 0)))[:, -width:]
 
 
 def make_groups(
@@ -73,7 +52,12 @@ def make_groups(
 
 
 def make_batch(
-    groups: Groups, recipe: Recipe, *, count: int, context_limit: int
+    groups: Groups,
+    recipe: Recipe,
+    *,
+    count: int,
+    context_limit: int,
+    teacher: TeacherContexts | None = None,
 ) -> Batch:
     """The batch of a step.
 
@@ -85,6 +69,7 @@ def make_batch(
       recipe: how rewards become advantages.
       count: groups that the batch holds; missing ones are filler that trains nothing.
       context_limit: longest context that a run may have, see `fit_width`.
+      teacher: the teacher's contexts, where the recipe reprompts.
     """
     size = groups.rewards.shape[1]
     advantages = np.zeros_like(groups.rewards)
@@ -108,6 +93,17 @@ def make_batch(
     context_mask = fill(pad_left(groups.context_mask, width))
     context_mask[len(groups) :, -1] = True  # every context has a token
     mask = rows(groups.mask)
+    of_teacher = {}
+    if teacher is not None:
+        of_teacher = {
+            "teacher_contexts": teacher.contexts.astype(np.int32),
+            "teacher_context_mask": teacher.context_mask,
+            "teacher_index": rows(teacher.index),
+            "extras": {
+                "distilled": rows(teacher.distilled),
+                "distillation_weight": rows(teacher.weights),
+            },
+        }
     return Batch(
         contexts=fill(pad_left(groups.contexts, width)).astype(np.int32),
         context_mask=context_mask,
@@ -117,6 +113,7 @@ def make_batch(
         sequence_mask=rows(np.ones_like(groups.judged)),
         advantages=rows(advantages.astype(np.float32)),
         sampler_logps=rows(groups.sampler_logps),
+        **of_teacher,
     )
 
 
@@ -129,7 +126,14 @@ def cut_batch(batch: Batch, parts: int) -> list[Batch]:
         size = x.shape[0] // parts
         return x[i * size : (i + 1) * size]
 
-    return [jax.tree.map(lambda x, i=i: part(x, i), batch) for i in range(parts)]
+    # Sequences name their teacher contexts by number, so all of these go along.
+    named = ("teacher_contexts", "teacher_context_mask")
+    whole = {name: getattr(batch, name) for name in named}
+    rows = batch.replace(**dict.fromkeys(named))
+    return [
+        jax.tree.map(lambda x, i=i: part(x, i), rows).replace(**whole)
+        for i in range(parts)
+    ]
 
 
 def group_metrics(groups: Groups) -> dict[str, float]:

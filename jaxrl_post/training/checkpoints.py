@@ -129,15 +129,16 @@ def load_policy(run_dir: str | Path) -> tuple[Any, Any, Any]:
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:
-    """Arrays by path; the random key as its data."""
+    """Arrays by path; the random key as its data; empty arrays, which Orbax refuses,
+    left out."""
     state = state.replace(rng=jax.random.key_data(state.rng))
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
 
 
 def _unflatten(like: TrainState, leaves: dict[str, Any]) -> TrainState:
     state = jax.tree_util.tree_map_with_path(
-        lambda path, _: leaves[jax.tree_util.keystr(path)],
+        lambda path, leaf: leaves[jax.tree_util.keystr(path)] if leaf.size else leaf,
         like.replace(rng=jax.random.key_data(like.rng)),
     )
     impl = jax.random.key_impl(like.rng)

@@ -16,10 +16,10 @@ from jaxrl_post.generation import Sampler, decode_responses, encode_prompts
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.tasks import Task
-from jaxrl_post.training.assembly import fit_width, pad_left
 from jaxrl_post.training.config import Config, EvaluationConfig
 from jaxrl_post.training.setup import open_mesh, open_model, open_sampler, open_task
 from jaxrl_post.training.statistics import evaluation_metrics
+from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Prompts
 
 _SLOTS = 512

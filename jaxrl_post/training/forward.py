@@ -105,7 +105,10 @@ def compute_scores(
         scores: dict[str, jax.Array] = {}
         for term in recipe.terms:
             scores |= term.scores(seen)
-        if recipe.log_entropy and "entropy" not in scores:
+        if recipe.information is not None and seen.teacher is not None:
+            # The gain is measured, not trained on.
+            scores["teacher_entropy"] = seen.teacher.entropy()
+        if recipe.needs_entropy and "entropy" not in scores:
             scores["entropy"] = jax.lax.stop_gradient(seen.student.entropy())
         return scores
 

@@ -30,6 +30,7 @@ from jaxrl_post.training.rollout import Collector, completion_rows
 from jaxrl_post.training.run_folder import Interrupted as Interrupted
 from jaxrl_post.training.setup import open_mesh, open_model, open_sampler, open_task
 from jaxrl_post.training.state import TrainState, init_state, merge_params
+from jaxrl_post.training.teacher_contexts import make_teacher_contexts
 from jaxrl_post.training.update import make_score_step, make_update_step
 
 
@@ -68,6 +69,11 @@ def run(
     if config.stages:
         raise InputError("stages: this version trains configs of one stage.")
     recipe = recipe or recipes.make(config.recipe.name, **config.recipe.arguments)
+    if "teacher" in recipe.needs and recipe.reprompt is None:
+        raise InputError(
+            f"recipe {recipe.name!r} has a term that needs a teacher, but no reprompt "
+            "that says what the teacher sees; give it one, such as Reprompt()."
+        )
     if config.run.dir is None:
         raise InputError("run.dir: a run needs a folder; name one.")
     run_dir = Path(config.run.dir)
@@ -110,7 +116,7 @@ class _Trainer:
         )
         updates = training.steps * training.updates_per_step
         self.schedule = make_schedule(config.optimizer, updates)
-        self.optimizer = make_optimizer(config.optimizer, updates)
+        self.optimizer = make_optimizer(config.optimizer, updates, recipe.information)
         options: dict[str, Any] = {
             "mesh": self.mesh,
             "micro_batch_tokens": training.micro_batch_tokens,
@@ -185,11 +191,22 @@ class _Trainer:
         groups, cursor, row = self.collector.collect(
             params, jax.random.fold_in(state.rng, step), int(state.cursor)
         )
+        teacher = None
+        if self.recipe.reprompt is not None:
+            teacher = make_teacher_contexts(
+                groups,
+                self.recipe.reprompt,
+                self.tokenizer,
+                np.random.default_rng((self.config.run.seed, step)),
+                chat_template_arguments=self.config.model.chat_template_arguments,
+            )
+            row |= teacher.metrics
         batch = make_batch(
             groups,
             self.recipe,
             count=training.prompts_per_step,
             context_limit=self.config.task.max_prompt_length,
+            teacher=teacher,
         )
         begun = time.perf_counter()
         if training.updates_per_step > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
+from jaxrl_post.recipes.recipe import Information
 from jaxrl_post.training.config import OptimizerConfig
 
 
@@ -33,26 +34,32 @@ def make_schedule(config: OptimizerConfig, updates: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    config: OptimizerConfig, updates: int
+    config: OptimizerConfig, updates: int, information: Information | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Clipping, the optimizer, its schedule; moments are float32.
+    """Clipping, the optimizer, its schedule, the modulation; moments are float32.
 
     Args:
       config: the section `optimizer`.
       updates: of the whole run, for the schedule.
+      information: of the recipe, where it modulates steps.
     """
     schedule = make_schedule(config, updates)
     chain = []
     if config.max_grad_norm is not None:
         chain.append(optax.clip_by_global_norm(config.max_grad_norm))
     if config.name == "adamw":
-        chain += [
+        chain.append(
             optax.scale_by_adam(
                 b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.float32
-            ),
-            optax.add_decayed_weights(config.weight_decay),
-        ]
+            )
+        )
     elif config.b1:
         chain.append(optax.trace(decay=config.b1, accumulator_dtype=jnp.float32))
+    if information is not None and not information.scale_decay:
+        chain.append(information.transform())
+    if config.name == "adamw":
+        chain.append(optax.add_decayed_weights(config.weight_decay))
+    if information is not None and information.scale_decay:
+        chain.append(information.transform())
     chain.append(optax.scale_by_learning_rate(schedule))
     return optax.with_extra_args_support(optax.chain(*chain))

@@ -17,13 +17,9 @@ from jaxrl_post.isolation import JudgePool
 from jaxrl_post.recipes.groups import Groups, concatenate
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.tasks import Task
-from jaxrl_post.training.assembly import (
-    fit_width,
-    group_metrics,
-    make_groups,
-    pad_left,
-)
+from jaxrl_post.training.assembly import group_metrics, make_groups
 from jaxrl_post.training.config import Config
+from jaxrl_post.training.widths import fit_width, pad_left
 
 
 class Collector:

@@ -14,6 +14,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxrl_post.errors import InputError
+from jaxrl_post.information import information_gain
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.batch import Batch, split_batch
 from jaxrl_post.recipes.grpo import sampled_logps
@@ -93,7 +94,12 @@ def make_update_step(
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        extra = {}
+        if recipe.information is not None:
+            extra["information"] = sums["information/gain"]
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.trainable, **extra
+        )
         trainable = optax.apply_updates(state.trainable, updates)
         teacher = _teach(recipe, state, trainable)
 
@@ -112,6 +118,7 @@ def make_update_step(
             **{name: value.mean() for name, value in sums.items()},
             "grad_norm": norm,
             "update/skipped": 1.0 - finite.astype(jnp.float32),
+            **_modulation(recipe, sums, opt_state),
         }
         return new_state, metrics
 
@@ -185,8 +192,42 @@ def _weighted_loss(recipe: Recipe, scores: Scores, part: Batch):
     if recipe.log_entropy:
         trained = part.loss_mask & part.sequence_mask[:, None]
         sums["entropy"] = _token_sum(scores["entropy"], trained)
+    if recipe.information is not None:
+        sums |= _information(recipe, scores, part)
     shares = {"loss": loss, **(shares if len(shares) > 1 else {})}
     return loss, jax.lax.stop_gradient((shares, sums))
+
+
+def _information(recipe: Recipe, scores: Scores, part: Batch) -> dict[str, Reduction]:
+    """The part's share of the information gain and of the two entropies behind it."""
+    about = recipe.information
+    assert about is not None
+    mask = part.loss_mask if about.mask is None else about.mask(part)
+    mask = mask & part.sequence_mask[:, None]
+    student, teacher = scores["entropy"], scores["teacher_entropy"]
+    return {
+        "information/gain": information_gain(
+            student, teacher, mask, average=about.average
+        ),
+        "information/student_entropy": _token_sum(student, mask),
+        "information/teacher_entropy": _token_sum(teacher, mask),
+    }
+
+
+def _modulation(recipe: Recipe, sums, opt_state) -> Metrics:
+    """What the gain made of the step, read from the transformation's own state."""
+    if recipe.information is None:
+        return {}
+    metrics = {
+        "information/negative": (sums["information/gain"].mean() < 0).astype(float)
+    }
+    multiplier = optax.tree.get(opt_state, "multiplier")
+    if multiplier is not None:
+        metrics["information/multiplier"] = multiplier
+        metrics["information/capped"] = (
+            multiplier >= recipe.information.max_multiplier
+        ).astype(float)
+    return metrics
 
 
 def _token_sum(values: jax.Array, mask: ArrayLike) -> Reduction:

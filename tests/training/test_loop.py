@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import jax
@@ -16,13 +15,6 @@ from jaxrl_post.errors import InputError
 from jaxrl_post.training.checkpoints import load_policy
 from jaxrl_post.training.metrics import read_metrics
 from jaxrl_post.training.progress import Progress
-
-
-@pytest.fixture(autouse=True)
-def tiny_task_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    yield
-    sys.modules.pop("tiny_task", None)
 
 
 def lasting(rows):
