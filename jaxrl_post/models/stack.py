@@ -107,7 +107,7 @@ def decoder(
         hidden=hidden,
         unembedding=unembedding,
         logical_axes=logical_axes(config),
-        init=init,
+        init=jax.jit(init),  # one program instead of one for each random array
         init_cache=empty_cache,
         vocab_size=config.vocab_size,
     )

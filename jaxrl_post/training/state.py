@@ -86,7 +86,7 @@ def merge_params(trainable: Any, frozen: Any) -> Any:
     """One parameter tree from its trained and its frozen part.
 
     >>> merge_params({"a": {"x": 1}}, {"a": {"y": 2}, "b": 3})
-    {'a': {'x': 1, 'y': 2}, 'b': 3}
+    {'a': {'y': 2, 'x': 1}, 'b': 3}
 
     Raises:
       ValueError: where both parts hold a value for one path.
