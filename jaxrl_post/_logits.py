@@ -64,6 +64,18 @@ class Logits:
         total = self.sum_shards(jnp.exp(values - peak[:, None]).sum(axis=-1))
         self._logsumexp = jnp.log(total) + peak
 
+    def mix(self, other: Logits, share: jax.typing.ArrayLike) -> Logits:
+        """The logits `(1 - share) * self + share * other`, of the same vocabulary.
+
+        As a distribution it is their normalised geometric mean: what a trust region
+        around `self` allows of `other`.
+        """
+        return Logits(
+            (1 - share) * self.values + share * other.values,
+            vocab_size=self._vocab_size,
+            axis_name=self._axis_name,
+        )
+
     def logsumexp(self) -> jax.Array:
         """Log of the normaliser, `[n]`."""
         return self._logsumexp

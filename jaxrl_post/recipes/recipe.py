@@ -80,25 +80,33 @@ class Teacher:
 
     Attributes:
       kind: "none"; "live", the student under stop-gradient; "frozen", the parameters
-        that training began with; "ema", their moving average, in float32.
-      rate: of the average, ``teacher <- (1 - rate) * teacher + rate * student``.
+        that training began with; "ema", their moving average, in float32;
+        "trust_region", the logits ``(1 - rate) * frozen + rate * live``.
+      rate: of the average, ``teacher <- (1 - rate) * teacher + rate * student``, or of
+        that mixture.
       every: optimizer updates between two such steps.
     """
 
-    kind: Literal["none", "live", "frozen", "ema"] = "none"
+    kind: Literal["none", "live", "frozen", "ema", "trust_region"] = "none"
     rate: float = 0.05
     every: int = 1
 
     def __str__(self) -> str:
-        if self.kind != "ema":
+        if self.kind not in ("ema", "trust_region"):
             return self.kind
         often = "" if self.every == 1 else f" every {self.every} updates"
-        return f"ema, rate {self.rate:g}{often}"
+        return f"{self.kind}, rate {self.rate:g}{often}"
+
+    @property
+    def keeps_parameters(self) -> bool:
+        """Whether it has parameters of its own beside the student's."""
+        return self.kind in ("ema", "frozen", "trust_region")
 
     def __post_init__(self) -> None:
-        if self.kind not in ("none", "live", "frozen", "ema"):
+        kinds = ("none", "live", "frozen", "ema", "trust_region")
+        if self.kind not in kinds:
             raise ValueError(
-                f"teacher kind is {self.kind!r}; it is one of none, live, frozen, ema."
+                f"teacher kind is {self.kind!r}; it is one of {', '.join(kinds)}."
             )
         if not 0.0 <= self.rate <= 1.0:
             raise ValueError(f"teacher rate is {self.rate}; it lies in [0, 1].")

@@ -35,7 +35,7 @@ def sdpo(
     truncated_importance: float | None = 2.0,
     reduction: str = "sequence_mean_over_all",
     policy_gradient_weight: float = 0.0,
-    teacher: Literal["ema", "frozen", "live"] = "ema",
+    teacher: Literal["ema", "frozen", "live", "trust_region"] = "ema",
     teacher_rate: float = 0.05,
     teacher_every: int = 1,
     log_entropy: bool = True,
@@ -60,8 +60,7 @@ def sdpo(
         effectively optimise, although they say "token_mean": samples that are not
         distilled shrink the step.
       policy_gradient_weight: w of ``(1 - w) distillation + w policy gradient``.
-      teacher: "ema", "frozen" or "live".
-      teacher_rate, teacher_every: of the moving average.
+      teacher, teacher_rate, teacher_every: see `Teacher`.
       log_entropy: log the policy's entropy.
       **reprompt: arguments of `Reprompt`.
 

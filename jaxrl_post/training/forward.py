@@ -65,6 +65,10 @@ def predicting_states(
     return jnp.concatenate([last_state[:, None], states[:, :-1]], axis=1)
 
 
+_LIVE_TEACHER = "live teacher"
+"""The student in the teacher's place, the other half of a trust region."""
+
+
 def compute_scores(
     policy: Policy,
     recipe: Recipe,
@@ -86,9 +90,12 @@ def compute_scores(
       chunk_size: tokens per chunk of the vocabulary pass.
     """
     views = ("student", *sorted(recipe.needs))
+    trust_region = "teacher" in views and recipe.teacher.kind == "trust_region"
+    if trust_region:
+        views = (*views, _LIVE_TEACHER)
     states, heads = [], []
     for view in views:
-        params = models[view]
+        params = models["student" if view == _LIVE_TEACHER else view]
         if view != "student":
             params = jax.lax.stop_gradient(params)
         behind = _contexts_of(view, batch)
@@ -101,7 +108,11 @@ def compute_scores(
 
     def score_chunk(*args):
         *logits, tokens = args
-        seen = Views(tokens=tokens, **dict(zip(views, logits, strict=True)))
+        by_view = dict(zip(views, logits, strict=True))
+        if trust_region:
+            live = by_view.pop(_LIVE_TEACHER)
+            by_view["teacher"] = by_view["teacher"].mix(live, recipe.teacher.rate)
+        seen = Views(tokens=tokens, **by_view)
         scores: dict[str, jax.Array] = {}
         for term in recipe.terms:
             scores |= term.scores(seen)
@@ -127,7 +138,7 @@ def compute_scores(
 
 def _contexts_of(view: str, batch: Batch) -> tuple[Array, Array, Array | None]:
     """What a view sees before the responses: contexts, their mask and the index."""
-    if view != "teacher":
+    if view not in ("teacher", _LIVE_TEACHER):
         return batch.contexts, batch.context_mask, batch.context_index
     contexts, mask = batch.teacher_contexts, batch.teacher_context_mask
     if contexts is None or mask is None:

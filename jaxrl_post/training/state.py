@@ -62,7 +62,7 @@ def init_state(
       key: a typed PRNG key, ``jax.random.key(seed)``.
       frozen: parameters that complete `params` but are not trained.
     """
-    keeps_teacher = recipe.teacher.kind in ("ema", "frozen")
+    own_teacher = recipe.teacher.keeps_parameters
 
     def zero():  # arrays of one's own: a donated buffer must not appear twice
         return jnp.zeros((), jnp.int32)
@@ -74,7 +74,7 @@ def init_state(
         trainable=params,
         frozen={} if frozen is None else frozen,
         opt_state=optimizer.init(params),
-        teacher=_copy(params, jnp.float32) if keeps_teacher else None,
+        teacher=_copy(params, jnp.float32) if own_teacher else None,
         reference=_copy(params) if "reference" in recipe.needs else None,
         gate=None,
         rng=key,

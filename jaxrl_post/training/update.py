@@ -70,9 +70,10 @@ def make_update_step(
 
     def loss_fn(trainable, state, part):
         params = merge_params(trainable, state.frozen)
-        models = {"student": params, "reference": state.reference}
-        own = state.teacher is not None
-        models["teacher"] = state.teacher if own else params
+        models = {"student": params, "teacher": params}
+        for view in ("teacher", "reference"):
+            if (own := getattr(state, view)) is not None:
+                models[view] = merge_params(own, state.frozen)
         scores = compute_scores(
             policy,
             recipe,

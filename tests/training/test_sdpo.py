@@ -49,8 +49,9 @@ def logits(params, contexts, mask, index, batch):
     return states @ POLICY.unembedding(params)[:19].T
 
 
-def plain_loss(params, batch, **arguments):
+def plain_loss(params, batch, teacher="ema", teacher_rate=0.05, **arguments):
     """SDPO's loss from logits that exist, and the entropies of both sides."""
+    kind = teacher
     student = logits(params, batch.contexts, batch.context_mask, None, batch)
     teacher = logits(
         TEACHER,
@@ -59,6 +60,15 @@ def plain_loss(params, batch, **arguments):
         batch.teacher_index,
         batch,
     )
+    if kind == "trust_region":
+        live = logits(
+            params,
+            batch.teacher_contexts,
+            batch.teacher_context_mask,
+            batch.teacher_index,
+            batch,
+        )
+        teacher = (1 - teacher_rate) * teacher + teacher_rate * live
     values = losses.self_distillation(student, teacher, **arguments)
     logps = jax.nn.log_softmax(student)
     logps = jnp.take_along_axis(logps, batch.responses[..., None], -1)[..., 0]
@@ -76,8 +86,9 @@ def plain_loss(params, batch, **arguments):
         {"alpha": 0.5, "top_k": 5},
         {"alpha": 1.0, "top_k": None},
         {"alpha": 0.0, "top_k": 5, "tail": False, "support": "teacher"},
+        {"teacher": "trust_region", "teacher_rate": 0.3, "top_k": None},
     ],
-    ids=["jsd-top5-tail", "reverse-full", "forward-top5-of-teacher"],
+    ids=["jsd-top5-tail", "reverse-full", "forward-top5-of-teacher", "trust-region"],
 )
 def test_gradient_equals_that_of_whole_logits(arguments):
     batch = distillation_batch()
