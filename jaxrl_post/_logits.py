@@ -64,7 +64,7 @@ class Logits:
         total = self.sum_shards(jnp.exp(values - peak[:, None]).sum(axis=-1))
         self._logsumexp = jnp.log(total) + peak
 
-    def mix(self, other: Logits, share: jax.typing.ArrayLike) -> Logits:
+    def mix(self, other: Logits, share: float | jax.Array) -> Logits:
         """The logits `(1 - share) * self + share * other`, of the same vocabulary.
 
         As a distribution it is their normalised geometric mean: what a trust region

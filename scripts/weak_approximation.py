@@ -10,7 +10,7 @@ that both sides have closed forms. Three tables:
 
 1. rho = 1.5, g = theta^2, for several diffusions s. As printed the theorem drops the
    sqrt(eta); with s = 1 the error does not fall.
-2. rho is 1 or 2, 1.5 on average, and g = theta, to which s does not matter. If rho comes
+2. rho is 1 or 2, 1.5 on average; g = theta, to which s does not matter. If rho comes
    from the batch that gives the gradient, its covariance with the gradient is a drift
    that no SDE of the theorem has. With rho of an independent batch there is none, with
    that of the previous step (`delay=1`) it is eta times smaller.
@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,11 +84,15 @@ def times(eta: float) -> np.ndarray:
     return eta * np.arange(round(1 / eta) + 1)
 
 
-def second_moments(eta: float, start: float) -> np.ndarray:
-    """E theta_k^2 of ``theta <- theta - eta rho (theta + z)``, every k."""
+def second_moments(eta: float, start: float, variance: float = 0.0) -> np.ndarray:
+    """E theta_k^2 of ``theta <- theta - eta rho (theta + z)``, every k.
+
+    Here rho has mean 1.5 and the given variance, and is independent of z.
+    """
     moments = [start**2]
     for _ in times(eta)[1:]:
-        moments.append((1 - RHO * eta) ** 2 * moments[-1] + (RHO * eta) ** 2)
+        shrunk = (1 - RHO * eta) ** 2 + variance * eta**2
+        moments.append(shrunk * moments[-1] + (RHO**2 + variance) * eta**2)
     return np.array(moments)
 
 
@@ -137,34 +141,47 @@ def diffusion_rows() -> list[Row]:
 
 
 def gain_rows() -> list[Row]:
-    """Largest errors in E theta over k, by the batch that rho comes from."""
+    """Largest errors over k from theta_0 = 1, by the batch that rho comes from."""
     rows = []
+
+    def add(setting: str, gaps: Iterable[np.ndarray]) -> None:
+        errors = [float(np.abs(gap).max()) for gap in gaps]
+        rows.append(Row("rho in {1, 2}, theta_0 = 1", setting, errors, slope(errors)))
+
     for gains_from in GAINS_FROM:
-        errors = [
-            float(
-                np.abs(first_moments(eta, gains_from) - np.exp(-RHO * times(eta))).max()
-            )
+        add(
+            f"theta, rho of the {gains_from}",
+            (
+                first_moments(eta, gains_from) - np.exp(-RHO * times(eta))
+                for eta in ETAS
+            ),
+        )
+    add(
+        "theta^2, the same, s = sqrt(eta)",
+        (
+            second_moments(eta, 1, variance=0.25)
+            - sde_second_moments(eta, 1, math.sqrt(eta))
             for eta in ETAS
-        ]
-        setting = f"rho of the {gains_from}"
-        rows.append(Row("theta, rho in {1, 2}", setting, errors, slope(errors)))
+        ),
+    )
     return rows
 
 
-def simulate(key: jax.Array, *, eta: float, gains_from: str, paths: int) -> jax.Array:
+def simulate(key: jax.Array, eta: float, *, gains_from: str, paths: int) -> jax.Array:
     """Means of theta_k and theta_k^2 over paths of the real optimizer from 1.
 
     Args:
       key: a random key.
-      eta: learning rate.
+      eta: learning rate; may be traced.
       gains_from: one of `GAINS_FROM`, or "constant" for rho = 1.5.
       paths: number of independent paths.
 
     Returns:
-      ``[2, T/eta + 1]``.
+      ``[2, K + 1]``, as many steps K as the smallest of `ETAS` needs.
     """
-    delay = np.int32(gains_from == "previous step")
+    delay = int(gains_from == "previous step")
     optimizer = optax.chain(optax.sgd(eta), scale_by_information(1.0, delay=delay))
+    steps = round(1 / min(ETAS))
 
     def step(carry, batch):
         theta, state = carry
@@ -175,13 +192,13 @@ def simulate(key: jax.Array, *, eta: float, gains_from: str, paths: int) -> jax.
 
     def path(key):
         batches = 2 if gains_from == "independent batch" else 1
-        noises = jax.random.normal(key, (batches, len(times(eta)) - 1))
-        noise, deciding = noises[0], noises[-1]
-        gains = jnp.where(deciding > 0, jnp.log(2.0), 0.0)
+        noises = jax.random.normal(key, (batches, steps))
+        gains = jnp.where(noises[-1] > 0, jnp.log(2.0), 0.0)
         if gains_from == "constant":
-            gains = jnp.full_like(gains, jnp.log(RHO))
+            gains = jnp.full(steps, jnp.log(RHO))
         start = jnp.ones(())
-        _, thetas = jax.lax.scan(step, (start, optimizer.init(start)), (noise, gains))
+        carry = start, optimizer.init(start)
+        _, thetas = jax.lax.scan(step, carry, (noises[0], gains))
         return jnp.append(start, thetas)
 
     thetas = jax.vmap(path)(jax.random.split(key, paths))
@@ -190,26 +207,24 @@ def simulate(key: jax.Array, *, eta: float, gains_from: str, paths: int) -> jax.
 
 def monte_carlo_row(gains_from: str, *, seeds: int, paths: int) -> Row:
     """The largest error over k and its standard error, from the spread over seeds."""
+    constant = gains_from == "constant"
+    run = jax.jit(partial(simulate, gains_from=gains_from, paths=paths))
     errors, standard_errors = [], []
     for eta in ETAS:
-        run = jax.jit(partial(simulate, eta=eta, gains_from=gains_from, paths=paths))
-        means = np.array([run(jax.random.key(seed)) for seed in range(seeds)], float)
-        if gains_from == "constant":
-            sampled = means[:, 1]
+        moments = np.array([run(jax.random.key(seed), eta) for seed in range(seeds)])
+        sampled = moments[:, int(constant), : len(times(eta))].astype(float)
+        expected = np.exp(-RHO * times(eta))
+        if constant:
             expected = sde_second_moments(eta, 1, DIFFUSIONS["rho sqrt(eta)"](eta))
-        else:
-            sampled, expected = means[:, 0], np.exp(-RHO * times(eta))
         gap = np.abs(sampled.mean(0) - expected)
         worst = int(gap.argmax())
         errors.append(float(gap[worst]))
-        spread = sampled[:, worst].std(ddof=1) / math.sqrt(seeds)
-        standard_errors.append(float(spread))
-    setting = (
-        "theta^2, rho = 1.5, s = rho sqrt(eta)"
-        if gains_from == "constant"
-        else f"theta, rho of the {gains_from}"
-    )
-    table = f"Monte Carlo, {seeds} seeds of {paths} paths"
+        spread = sampled[:, worst].std(ddof=1)
+        standard_errors.append(float(spread) / math.sqrt(seeds))
+    setting = f"theta, rho of the {gains_from}"
+    if constant:
+        setting = "theta^2, rho = 1.5, s = rho sqrt(eta)"
+    table = f"Monte Carlo, theta_0 = 1, {seeds} seeds of {paths} paths"
     return Row(table, setting, errors, slope(errors), standard_errors)
 
 
@@ -228,7 +243,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8, help="0: closed forms only")
-    parser.add_argument("--paths", type=int, default=16384, help="of each seed")
+    parser.add_argument("--paths", type=int, default=32768, help="of each seed")
     parser.add_argument("--out", type=Path, help="JSON lines, one a row")
     args = parser.parse_args(argv)
     if args.seeds == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -51,7 +52,7 @@ class Reprompt:
       remove_thinking: take ``<think>...</think>`` out of demonstrations.
       max_length: tokens of a teacher context; what exceeds it is cut from demonstration
         and feedback, never from the question.
-      templates: the wording.
+      templates: the wording; from a config, a mapping with some of its fields.
     """
 
     demonstration: Literal["first", "random", "shortest", "reference", "none"] = "first"
@@ -65,6 +66,8 @@ class Reprompt:
     templates: Templates = field(default=DEFAULT)
 
     def __post_init__(self) -> None:
+        if isinstance(self.templates, Mapping):
+            object.__setattr__(self, "templates", Templates(**self.templates))
         for name, choices in (
             ("demonstration", DEMONSTRATIONS),
             ("feedback", FEEDBACK),

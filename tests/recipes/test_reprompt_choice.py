@@ -7,7 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jaxrl_post import recipes
+from jaxrl_post.errors import InputError
 from jaxrl_post.recipes import Groups, Privileged, Reprompt
+from jaxrl_post.tasks.reprompt import Templates
 from jaxrl_post.types import Prompts, Verdict
 
 RNG = np.random.default_rng(0)
@@ -101,6 +104,13 @@ def test_balanced_groups():
     weights = Reprompt(balance_groups=True).weights(groups)
     np.testing.assert_allclose(weights, np.sqrt(0.25 * 0.75), rtol=1e-6)
     np.testing.assert_array_equal(Reprompt().weights(groups), 1)
+
+
+def test_wording_comes_from_the_config():
+    recipe = recipes.make("sdpo", templates={"feedback": "\nbut: {feedback}"})
+    assert recipe.reprompt.templates == Templates(feedback="\nbut: {feedback}")
+    with pytest.raises(InputError, match="fedback"):
+        recipes.make("sdpo", templates={"fedback": ""})
 
 
 @pytest.mark.parametrize(
