@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, top to bottom, and its commands exist."""
+"""The Python of README and docs runs as it stands, and the README's commands exist."""
 
 from __future__ import annotations
 
@@ -10,29 +10,34 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-SNIPPETS = re.findall(
-    r"^```(?:python|pycon)\n(.*?)^```$", README.read_text(), flags=re.M | re.S
-)
+PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
+SNIPPETS = {
+    f"{page.stem}-{number}": snippet
+    for page in PAGES
+    for number, snippet in enumerate(
+        re.findall(
+            r"^```(?:python|pycon)\n(.*?)^```$", page.read_text(), flags=re.M | re.S
+        )
+    )
+}
 
 
 def test_readme_has_snippets():
-    assert SNIPPETS
+    assert "README-0" in SNIPPETS
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
+@pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS)
 def test_snippet(snippet, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if ">>>" not in snippet:
-        exec(compile(snippet, str(README), "exec"), {"__name__": "__main__"})
+        exec(compile(snippet, "snippet", "exec"), {"__name__": "__main__"})
         return
     parser, runner = (
         doctest.DocTestParser(),
         doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE),
     )
     report: list[str] = []
-    runner.run(
-        parser.get_doctest(snippet, {}, "README.md", str(README), 0), out=report.append
-    )
+    runner.run(parser.get_doctest(snippet, {}, "snippet", None, 0), out=report.append)
     assert not runner.failures, "".join(report)
 
 

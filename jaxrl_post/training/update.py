@@ -223,7 +223,8 @@ def _modulation(recipe: Recipe, sums, opt_state) -> Metrics:
         "information/negative": (sums["information/gain"].mean() < 0).astype(float)
     }
     multiplier = optax.tree.get(opt_state, "multiplier")
-    if multiplier is not None:
+    if multiplier is not None:  # else the caller's optimizer does not modulate
+        metrics["information/nonfinite"] = optax.tree.get(opt_state, "nonfinite")
         metrics["information/multiplier"] = multiplier
         metrics["information/capped"] = (
             multiplier >= recipe.information.max_multiplier

@@ -195,3 +195,20 @@ def test_pgpo_resumes_to_the_same_end(tiny_config, tmp_path):
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_mesh_trains_as_one_device_does(tiny_config, tmp_path):
+    options = {
+        "training": {"steps": 2, "prompts_per_step": 8, "group_size": 2},
+        "evaluation": {},
+    }
+    rows = {}
+    for name, mesh in {"one": {"data": 1}, "eight": {"data": 2, "fsdp": 4}}.items():
+        config = tiny_config(run={"dir": str(tmp_path / name)}, mesh=mesh, **options)
+        training.run(config)
+        rows[name] = lasting(read_metrics(tmp_path / name))[1:]
+    for one, eight in zip(rows["one"], rows["eight"], strict=True):
+        assert one.keys() == eight.keys()
+        assert one["reward/mean"] == eight["reward/mean"]  # the same tokens
+        for key in ("loss", "grad_norm", "entropy"):
+            np.testing.assert_allclose(eight[key], one[key], rtol=1e-4, atol=1e-6)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import chex
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,6 +14,7 @@ import pytest
 from tiny_policy import GROUP_SIZE, GROUPS, PARAMS, POLICY, TIME, make_batch
 
 from jaxrl_post import losses, recipes
+from jaxrl_post.models.stack import decoder
 from jaxrl_post.training.forward import predicting_states
 from jaxrl_post.training.state import init_state
 from jaxrl_post.training.update import make_update_step
@@ -137,3 +141,43 @@ def test_nothing_to_distil_moves_nothing():
     chex.assert_trees_all_equal(state.trainable, PARAMS)
     assert float(metrics["loss"]) == 0
     assert float(metrics["information/multiplier"]) == 1
+
+
+def products_with(jaxpr, size) -> int:
+    """Matrix products in a program, loops included once, that touch a dimension."""
+    count = 0
+    for equation in jaxpr.eqns:
+        shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars)]
+        if equation.primitive.name == "dot_general":
+            count += any(size in shape for shape in shapes)
+        for inner in jex.jaxprs_in_params(equation.params):
+            count += products_with(inner, size)
+    return count
+
+
+def test_pgpo_costs_what_sdpo_costs():
+    """The entropies come out of the pass that the loss makes anyway."""
+    vocabulary = 4096
+    policy = decoder(
+        replace(POLICY.config, vocab_size=vocabulary, padded_vocab_size=None)
+    )
+    batch, sgd = distillation_batch(), optax.sgd(1.0)
+    optimizers = {
+        recipes.sdpo(log_entropy=False): sgd,
+        recipes.pgpo(log_entropy=False): optax.chain(sgd, scale_by_information(1.0)),
+    }
+    products, operations = [], []
+    for recipe, optimizer in optimizers.items():
+        params = jax.eval_shape(policy.init, jax.random.key(0))
+        state = jax.eval_shape(
+            lambda p, o=optimizer, r=recipe: init_state(p, o, r, jax.random.key(0)),
+            params,
+        )
+        update = make_update_step(policy, recipe, optimizer)
+        products.append(
+            products_with(jax.make_jaxpr(update)(state, batch).jaxpr, vocabulary)
+        )
+        cost = update.lower(state, batch).compile().cost_analysis()
+        operations.append(cost["flops"])
+    assert products[0] == products[1] >= 4
+    assert abs(operations[1] / operations[0] - 1) < 0.01
