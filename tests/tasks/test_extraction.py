@@ -68,7 +68,14 @@ def test_a_mark_without_an_acceptable_answer_is_passed_over():
 
 
 def test_long_repetitions_take_no_quadratic_time():
-    start = time.perf_counter()
-    assert last_boxed(r"\boxed{" * 20_000) is None
-    assert final_answer(r"\boxed{" * 20_000) is None
-    assert time.perf_counter() - start < 2.0
+    def best_of_three(repetitions):
+        text, times = r"\boxed{" * repetitions, []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert last_boxed(text) is None
+            assert final_answer(text) is None
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    # Eight times the text: 8 times as long if linear, 64 times if quadratic.
+    assert best_of_three(80_000) < 30 * best_of_three(10_000)
