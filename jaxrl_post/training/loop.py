@@ -253,7 +253,8 @@ class _Trainer:
             raise RuntimeError(
                 f"step {step}: the gradients of the last {skipped} updates were not "
                 f"finite (training.max_skipped_updates={limit}). The parameters are "
-                "those before them; lower optimizer.learning_rate and resume."
+                "those before them; lower optimizer.learning_rate and begin in another "
+                "run.dir."
             )
 
     def _write_completions(self, step: int, groups, advantages) -> None:

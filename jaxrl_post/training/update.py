@@ -299,11 +299,12 @@ def _sanitise(batch: Batch) -> Batch:
     def clean(x):
         if x is None:
             return None
-        mask = token_mask if x.ndim == 2 else jnp.asarray(batch.sequence_mask)
+        mask = loss_mask if x.ndim == 2 else jnp.asarray(batch.sequence_mask)
         return jnp.where(mask, x, jnp.zeros((), x.dtype))
 
-    names = ("responses", "advantages", "old_logps", "sampler_logps", "is_teacher")
+    names = ("advantages", "old_logps", "sampler_logps", "is_teacher")
     return batch.replace(
+        responses=jnp.where(token_mask, batch.responses, 0),
         token_mask=token_mask,
         loss_mask=loss_mask,
         **{name: clean(getattr(batch, name)) for name in names},

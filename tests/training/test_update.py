@@ -95,14 +95,16 @@ def test_gradient_equals_plain_computation():
 
 def test_padding_and_garbage_change_nothing():
     batch = make_batch(2)
+    # Some tokens are attended to and yet not trained on.
+    batch = batch.replace(loss_mask=batch.token_mask & (np.arange(TIME) != 1))
     recipe = recipes.grpo(kl_weight=0.1, truncated_importance=2.0)
     expected, metrics = gradient(recipe, batch)
     wide = batch.replace(
         contexts=np.pad(batch.contexts, ((0, 0), (3, 0)), constant_values=7),
         context_mask=np.pad(batch.context_mask, ((0, 0), (3, 0))),
         responses=np.where(batch.token_mask, batch.responses, 23),
-        old_logps=np.where(batch.token_mask, batch.old_logps, np.nan),
-        sampler_logps=np.where(batch.token_mask, batch.sampler_logps, np.inf),
+        old_logps=np.where(batch.loss_mask, batch.old_logps, np.nan),
+        sampler_logps=np.where(batch.loss_mask, batch.sampler_logps, np.inf),
     )
     wide = jax.tree.map(
         lambda x: np.pad(x, ((0, 0), (0, 2))) if x.shape[1:] == (TIME,) else x, wide
