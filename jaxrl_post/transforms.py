@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from jaxrl_post.information import step_multiplier
+from jaxrl_post.information import AdaptiveSensitivity, step_multiplier
 from jaxrl_post.numerics import Scalar, check_number, is_traced
 from jaxrl_post.reduction import Reduction
 
@@ -31,6 +31,7 @@ class ScaleByInformationState(NamedTuple):
       multiplier: [] the multiplier that the last update was scaled with.
       average: [] exponential sum behind the smoothed gain, without bias correction.
       pending: [delay] multipliers that wait for their update, the next one first.
+      sensitivity: [] alpha of the next gain where it adapts, else None.
     """
 
     finite: jax.Array
@@ -39,6 +40,7 @@ class ScaleByInformationState(NamedTuple):
     multiplier: jax.Array
     average: jax.Array
     pending: jax.Array
+    sensitivity: jax.Array | None
 
 
 def scale_by_information(
@@ -48,6 +50,7 @@ def scale_by_information(
     min_multiplier: Scalar = 0.0,
     smoothing: Scalar | None = None,
     delay: SupportsIndex = _NO_DELAY,
+    adapt: AdaptiveSensitivity | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """PGPO: multiplies the finished update by `rho_k = min(exp(alpha I_k), rho_max)`.
 
@@ -74,10 +77,12 @@ def scale_by_information(
         `delay` updates use 1. With 1 the multiplier is independent of the noise in
         the gradient it scales, which the paper's theory assumes and its Algorithm 1
         (0) does not give.
+      adapt: lets alpha follow the multipliers, from `sensitivity` on. The alpha of a
+        gain depends on earlier gains only. None: alpha stays.
 
     Returns:
       A transformation whose `update` needs `information`. A gain that is not finite
-      gives that step the multiplier 1, is counted, and leaves the average alone.
+      gives that step the multiplier 1, is counted, and leaves average and alpha alone.
 
     Raises:
       ValueError: a parameter outside its range; information that is not a scalar.
@@ -97,6 +102,13 @@ def scale_by_information(
     check_number("min_multiplier", min_multiplier, 0, 1)
     check_number("smoothing", smoothing, 0, 1, open_high=True)
     check_number("delay", delay, 0)
+    if adapt is not None:
+        check_number(
+            "sensitivity", sensitivity, 0, adapt.max_sensitivity, open_low=True
+        )
+        # Never reached otherwise, and alpha would rise to its bound.
+        name = "max_multiplier (with adapt, above its target)"
+        check_number(name, max_multiplier, adapt.target, open_low=True)
 
     def init_fn(params: optax.Params) -> ScaleByInformationState:
         del params
@@ -113,6 +125,7 @@ def scale_by_information(
             multiplier=jnp.ones(()),
             average=jnp.zeros(()),
             pending=jnp.ones(operator.index(delay)),
+            sensitivity=None if adapt is None else jnp.array(sensitivity, float),
         )
 
     def update_fn(
@@ -135,12 +148,15 @@ def scale_by_information(
         if smoothing is not None:
             average = smoothing * average + (1 - smoothing) * latest
             gain = average / (1 - smoothing ** jnp.maximum(finite, 1))
+        alpha = state.sensitivity
         multiplier = step_multiplier(
             gain,
-            sensitivity=sensitivity,
+            sensitivity=sensitivity if alpha is None else alpha,
             max_multiplier=max_multiplier,
             min_multiplier=min_multiplier,
         )
+        if adapt is not None and alpha is not None:
+            alpha = if_finite(adapt.next(alpha, multiplier), alpha)
         # The queue's length, not `delay`: inject_hyperparams may trace the latter.
         queue = jnp.append(state.pending, multiplier)
         multiplier, pending = queue[0], queue[1:]
@@ -154,6 +170,7 @@ def scale_by_information(
             multiplier=multiplier,
             average=if_finite(average, state.average),
             pending=pending,
+            sensitivity=alpha,
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -184,6 +201,7 @@ def pgpo_adamw(
     min_multiplier: Scalar = 0.0,
     smoothing: Scalar | None = None,
     delay: SupportsIndex = _NO_DELAY,
+    adapt: AdaptiveSensitivity | None = None,
     scale_decay: bool = True,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -199,7 +217,7 @@ def pgpo_adamw(
 
     Args:
       learning_rate: a number or a schedule over updates.
-      sensitivity, max_multiplier, min_multiplier, smoothing, delay: as in
+      sensitivity, max_multiplier, min_multiplier, smoothing, delay, adapt: as in
         `scale_by_information`.
       scale_decay: whether rho scales the weight decay too, as "rho multiplies the
         step" reads; the paper does not say.
@@ -226,6 +244,7 @@ def pgpo_adamw(
         min_multiplier=min_multiplier,
         smoothing=smoothing,
         delay=delay,
+        adapt=adapt,
     )
     decay = [
         optax.add_decayed_weights(weight_decay, mask),

@@ -135,6 +135,9 @@ def grpo(
             "kl",
             scores=reference_logps,
             loss=partial(_reference_kl, estimator=kl_estimator, clamp=kl_clamp),
+            metrics=lambda scores, batch: {
+                "kl": losses.reference_kl(scores["logps"], scores["ref_logps"])
+            },
             weight=kl_weight,
             needs=frozenset({"reference"}),
             **shared,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import jax
 import optax
 
+from jaxrl_post.errors import nearest
+from jaxrl_post.information import AdaptiveSensitivity
 from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Groups
+from jaxrl_post.recipes.prefix import PrefixSchedule
 from jaxrl_post.recipes.reprompt import Reprompt
 from jaxrl_post.transforms import scale_by_information
 from jaxrl_post.vocabulary import Logits
@@ -24,7 +27,7 @@ class Views:
 
     Attributes:
       student: logits of the policy that is trained.
-      teacher: of the self-teacher behind its own context; None unless a term asks.
+      teacher: of the self-teacher behind its own context; None unless `Recipe.needs`.
       reference: of the reference policy behind the student's context; likewise.
       tokens: the sampled token ids.
     """
@@ -125,6 +128,14 @@ class Information:
       scale_decay: whether the decoupled weight decay is multiplied too.
       mask: ``mask(batch)``, the ``[B, T]`` tokens whose entropies are averaged; None
         for `Batch.loss_mask`.
+      adapt: of `transforms.scale_by_information`; from a config, a mapping.
+      weights: "sequence" or "token": the losses of the terms that read the teacher are
+        multiplied by ``rho / mean(rho)``, each with the multiplier that its own gain
+        would give under `sensitivity`; see `information.local_multipliers`. The mean
+        is the one that the terms' reductions take, so that the weights' mean is 1.
+        "none": they are not.
+      scores: names of the student's and the teacher's entropy among the scores. These
+        two are over the whole vocabulary and always there; others a term computes.
     """
 
     sensitivity: float = 1.0
@@ -135,6 +146,22 @@ class Information:
     delay: int = 0
     scale_decay: bool = True
     mask: Callable[[Batch], jax.Array] | None = None
+    adapt: AdaptiveSensitivity | None = None
+    weights: Literal["none", "sequence", "token"] = "none"
+    scores: tuple[str, str] = ("entropy", "teacher_entropy")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.adapt, Mapping):
+            known = [f.name for f in fields(AdaptiveSensitivity)]
+            if unknown := [key for key in self.adapt if key not in known]:
+                problems = "; ".join(f"adapt.{k}: {nearest(k, known)}" for k in unknown)
+                raise ValueError(f"adapt has no such key: {problems}")
+            object.__setattr__(self, "adapt", AdaptiveSensitivity(**self.adapt))
+        if self.weights not in ("none", "sequence", "token"):
+            raise ValueError(
+                f"weights is {self.weights!r}; it is one of none, sequence, token."
+            )
+        self.transform()  # refuses numbers outside their range
 
     def transform(self) -> optax.GradientTransformationExtraArgs:
         """The optax transformation that multiplies the finished update."""
@@ -144,10 +171,20 @@ class Information:
             min_multiplier=self.min_multiplier,
             smoothing=self.smoothing,
             delay=self.delay,
+            adapt=self.adapt,
         )
 
     def __str__(self) -> str:
-        return f"times min(exp({self.sensitivity:g} I), {self.max_multiplier:g})"
+        alpha = "alpha" if self.adapt else f"{self.sensitivity:g}"
+        text = f"times min(exp({alpha} I), {self.max_multiplier:g})"
+        if self.adapt:
+            text += (
+                f", alpha from {self.sensitivity:g} until "
+                f"P(rho <= {self.adapt.target:g}) = {self.adapt.quantile:g}"
+            )
+        if self.weights != "none":
+            text += f"; losses weighted by {self.weights}"
+        return text
 
 
 GroupTransform = Callable[[Groups], Groups]
@@ -167,14 +204,24 @@ class Recipe:
       terms: the summands of the loss; their weighted sum is minimised.
       advantages: rewards to advantages, or None where no term reads them.
       group_transforms: applied in order to the judged groups.
-      teacher: the self-teacher, if a term needs "teacher".
+      teacher: the self-teacher, if a term or `information` needs it.
       reprompt: what the teacher sees; None where batches come with teacher contexts.
-      information: how steps are modulated; None for not at all.
+      information: how steps are modulated; None for not at all. It reads the teacher:
+        where no term does, the teacher's forward pass is its own cost.
       mask_truncated: leave out sequences that hit the length limit.
       log_entropy: log the policy's entropy (one more number per token).
       max_sampling_rounds: how often the trainer may draw prompts for one step, when
         transforms drop groups. Groups still missing then are filler, which the metric
         ``sampling/kept_groups`` shows. 0: no limit.
+      demonstrations: tokenise and judge the prompts' demonstrations, for
+        `Groups.demonstrations`.
+      rollouts: sample completions. Without them a group is its prompt's demonstration
+        alone (SFT).
+      prefix: how much of each demonstration is given; the policy writes the rest.
+        None: all of it.
+      posterior_discount: how much of what earlier visits of a prompt showed of its
+        success rate still counts at the next: `Groups.posterior`, kept from step to
+        step and in checkpoints. None: nothing is remembered.
     """
 
     name: str
@@ -187,6 +234,10 @@ class Recipe:
     mask_truncated: bool = False
     log_entropy: bool = True
     max_sampling_rounds: int = 10
+    demonstrations: bool = False
+    rollouts: bool = True
+    prefix: PrefixSchedule | None = None
+    posterior_discount: float | None = None
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -198,25 +249,37 @@ class Recipe:
             )
         if "teacher" in self.needs and self.teacher.kind == "none":
             raise ValueError(
-                f"Recipe {self.name!r} has a term that needs a teacher, but its "
-                "teacher is 'none'; give it Teacher('live'), 'frozen' or 'ema'."
+                f"Recipe {self.name!r} needs a teacher, for a term or its information, "
+                "but its teacher is 'none'; give it Teacher('live'), 'frozen' or 'ema'."
             )
 
-        if self.information is not None and "teacher" not in self.needs:
+        if self.weights_losses and not any(map(self.is_weighted, self.terms)):
             raise ValueError(
-                f"Recipe {self.name!r} modulates steps by the teacher's information, "
-                "but no term needs a teacher."
+                f"Recipe {self.name!r} has information weights for the losses of terms "
+                "that read the teacher, but no term does; use weights='none'."
             )
 
     @property
     def needs(self) -> frozenset[str]:
-        """Views beside the student's that some term reads."""
-        return frozenset().union(*(term.needs for term in self.terms))
+        """Views beside the student's that some term, or the modulation, reads."""
+        own = frozenset() if self.information is None else frozenset({"teacher"})
+        return own.union(*(term.needs for term in self.terms))
 
     @property
-    def needs_entropy(self) -> bool:
-        """Whether the student's entropy is computed although no term asks for it."""
-        return self.log_entropy or self.information is not None
+    def entropies(self) -> frozenset[str]:
+        """Scores that are computed although no term asks for them."""
+        logged = {"entropy"} if self.log_entropy else set()
+        read = () if self.information is None else self.information.scores
+        return frozenset(logged.union(read))
+
+    @property
+    def weights_losses(self) -> bool:
+        """Whether the information weights losses, beside the steps."""
+        return self.information is not None and self.information.weights != "none"
+
+    def is_weighted(self, term: Term) -> bool:
+        """Whether it weights the loss of this term, which then reads the teacher."""
+        return self.weights_losses and "teacher" in term.needs
 
     def __str__(self) -> str:
         lines = [f"{self.name}"]
@@ -227,8 +290,14 @@ class Recipe:
             lines.append(f"  teacher: {self.teacher}")
         if self.information is not None:
             lines.append(f"  steps: {self.information}")
+        if not self.rollouts:
+            lines.append("  groups: the demonstration alone, nothing is sampled")
         for transform in self.group_transforms:
             lines.append(f"  groups: {transform}")
+        if self.prefix is not None:
+            lines.append(f"  demonstrations: {self.prefix}, continued by the policy")
+        if self.posterior_discount is not None:
+            lines.append(f"  posteriors: kept, discount {self.posterior_discount:g}")
         return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxrl_post import losses
 from jaxrl_post.advantages import group_relative
+from jaxrl_post.information import AdaptiveSensitivity
 from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.grpo import old_logps, ratio_metrics, sampled_logps
 from jaxrl_post.recipes.recipe import (
@@ -38,6 +39,7 @@ def sdpo(
     teacher: Literal["ema", "frozen", "live", "trust_region"] = "ema",
     teacher_rate: float = 0.05,
     teacher_every: int = 1,
+    support_entropies: bool = False,
     log_entropy: bool = True,
     **reprompt: Any,
 ) -> Recipe:
@@ -61,6 +63,8 @@ def sdpo(
         distilled shrink the step.
       policy_gradient_weight: w of ``(1 - w) distillation + w policy gradient``.
       teacher, teacher_rate, teacher_every: see `Teacher`.
+      support_entropies: score the entropies of what the loss compares too, for an
+        `Information` that reads `SUPPORT_ENTROPIES`.
       log_entropy: log the policy's entropy.
       **reprompt: arguments of `Reprompt`.
 
@@ -80,6 +84,11 @@ def sdpo(
         raise ValueError(
             f"support='sampled' estimates the reverse KL: alpha must be 1, not {alpha}."
         )
+    if support == "sampled" and support_entropies:
+        raise ValueError(
+            "support='sampled' compares no distributions: it has no support_entropies, "
+            "nor an entropy_support='loss'."
+        )
     if not 0 <= policy_gradient_weight <= 1:
         raise ValueError(
             f"policy_gradient_weight is {policy_gradient_weight}; it lies in [0, 1]."
@@ -88,7 +97,12 @@ def sdpo(
         Term(
             "distillation",
             scores=partial(
-                _distillation_scores, alpha=alpha, top_k=top_k, tail=tail, side=support
+                _distillation_scores,
+                alpha=alpha,
+                top_k=top_k,
+                tail=tail,
+                side=support,
+                entropies=support_entropies,
             ),
             loss=partial(
                 _distillation,
@@ -128,13 +142,16 @@ def pgpo(
     smoothing: float | None = None,
     delay: int = 0,
     scale_decay: bool = True,
+    adapt: AdaptiveSensitivity | None = None,
+    weights: Literal["none", "sequence", "token"] = "none",
+    entropy_support: Literal["full", "loss"] = "full",
     **arguments: Any,
 ) -> Recipe:
     """SDPO whose steps grow with what the teacher knows (PGPO, arXiv 2606.03620).
 
     Every update is multiplied by ``rho = min(exp(sensitivity * I), max_multiplier)``, I
-    the student's entropy minus the teacher's over the batch (Eqs. 8 and 9). Both are
-    over the whole vocabulary and come out of the pass that the loss makes.
+    the student's entropy minus the teacher's over the batch (Eqs. 8 and 9). Both come
+    out of the vocabulary pass that the loss makes.
 
     Args:
       sensitivity: alpha of Eq. 9.
@@ -142,14 +159,35 @@ def pgpo(
       average: how I is averaged. The paper does not say; a sum grows with length.
       smoothing, delay: see `transforms.scale_by_information`.
       scale_decay: whether weight decay is multiplied too. The paper does not say.
+      adapt: lets alpha follow the multipliers, see `information.AdaptiveSensitivity`;
+        from a config, a mapping with some of its fields. Not in the paper.
+      weights: weigh the distillation loss of each "sequence" or "token" by its own
+        multiplier over the mean of all, which moves gradient from where the teacher
+        knows little to where it knows much. Not in the paper. With a policy-gradient
+        term, which they leave alone, they cost a second backward pass.
+      entropy_support: "full": entropies over the whole vocabulary; "loss": over what
+        the loss compares, the top-k with its tail or renormalised. The paper does not
+        say.
       **arguments: of `sdpo`.
+
+    Raises:
+      ValueError: for arguments that contradict each other.
 
     >>> print(pgpo(sensitivity=0.5))
     pgpo
       1 x distillation (sequence_mean_over_all, reads teacher)
       teacher: ema, rate 0.05
       steps: times min(exp(0.5 I), 2)
+    >>> print(pgpo(weights="token", adapt={"target": 1.5, "quantile": 0.9}))
+    pgpo
+      1 x distillation (sequence_mean_over_all, reads teacher)
+      teacher: ema, rate 0.05
+      steps: times min(exp(alpha I), 2), alpha from 1 until P(rho <= 1.5) = 0.9; losses
+             weighted by token
     """
+    if entropy_support not in ("full", "loss"):
+        raise ValueError(f"entropy_support is {entropy_support!r}; it is full or loss.")
+    of_loss = entropy_support == "loss"
     information = Information(
         sensitivity=sensitivity,
         max_multiplier=max_multiplier,
@@ -159,30 +197,49 @@ def pgpo(
         delay=delay,
         scale_decay=scale_decay,
         mask=distilled_tokens,
+        adapt=adapt,
+        weights=weights,
+        scores=SUPPORT_ENTROPIES if of_loss else Information.scores,
     )
-    return replace(sdpo(**arguments), name="pgpo", information=information)
+    recipe = sdpo(support_entropies=of_loss, **arguments)
+    return replace(recipe, name="pgpo", information=information)
 
 
 def distilled_tokens(batch: Batch) -> jax.Array:
-    """``[B, T]``, the tokens of samples for which the teacher knows something."""
-    return jnp.asarray(batch.loss_mask) & batch.extras["distilled"][:, None]
+    """``[B, T]``, the policy's tokens in samples of which the teacher knows something.
+
+    A demonstration is not the policy's own: the teacher has read it before.
+    """
+    mask = jnp.asarray(batch.loss_mask) & batch.extras["distilled"][:, None]
+    return mask if batch.is_teacher is None else mask & ~batch.is_teacher
 
 
-def _distillation_scores(views: Views, *, alpha, top_k, tail, side) -> Scores:
+SUPPORT_ENTROPIES = ("support_entropy", "teacher_support_entropy")
+"""Scores of a distillation term that is asked for `support_entropies`."""
+
+
+def _distillation_scores(
+    views: Views, *, alpha, top_k, tail, side, entropies
+) -> Scores:
     student, teacher = views.student, views.teacher
     assert teacher is not None
     scores = dict(sampled_logps(views))
     if side == "sampled":
         return scores | {"teacher_logps": teacher.log_probs(views.tokens)}
     if top_k is None:
-        divergence = losses.divergence(
-            student.log_softmax(), teacher.log_softmax(), alpha=alpha
-        )
-        return scores | {"divergence": student.sum_shards(divergence)}
-    ids = (student if side == "student" else teacher).top_k(top_k)[1]
-    complete = losses.append_tail if tail else losses.renormalize
-    pair = complete(student.log_probs(ids)), complete(teacher.log_probs(ids))
-    return scores | {"divergence": losses.divergence(*pair, alpha=alpha)}
+        pair = student.log_softmax(), teacher.log_softmax()
+        divergence = student.sum_shards(losses.divergence(*pair, alpha=alpha))
+        both = [view.entropy for view in (student, teacher)]
+    else:
+        ids = (student if side == "student" else teacher).top_k(top_k)[1]
+        complete = losses.append_tail if tail else losses.renormalize
+        pair = complete(student.log_probs(ids)), complete(teacher.log_probs(ids))
+        divergence = losses.divergence(*pair, alpha=alpha)
+        both = [partial(losses.entropy, logps) for logps in pair]
+    if entropies:
+        measured = (jax.lax.stop_gradient(entropy()) for entropy in both)
+        scores |= zip(SUPPORT_ENTROPIES, measured, strict=True)
+    return scores | {"divergence": divergence}
 
 
 def _distillation(scores, batch, *, importance_clip, truncated_importance):

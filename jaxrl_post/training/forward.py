@@ -116,11 +116,15 @@ def compute_scores(
         scores: dict[str, jax.Array] = {}
         for term in recipe.terms:
             scores |= term.scores(seen)
-        if recipe.information is not None and seen.teacher is not None:
-            # The gain is measured, not trained on.
-            scores["teacher_entropy"] = seen.teacher.entropy()
-        if recipe.needs_entropy and "entropy" not in scores:
-            scores["entropy"] = jax.lax.stop_gradient(seen.student.entropy())
+        of_view = {"entropy": seen.student, "teacher_entropy": seen.teacher}
+        for name in sorted(recipe.entropies - scores.keys()):
+            if (of := of_view.get(name)) is None:
+                raise ValueError(
+                    f"Recipe {recipe.name!r}: the information reads {name!r}, a score "
+                    f"that no term computes; there are {sorted(scores)}."
+                )
+            # Measured, not trained on.
+            scores[name] = jax.lax.stop_gradient(of.entropy())
         return scores
 
     return vocabulary.map_logits(
@@ -143,7 +147,7 @@ def _contexts_of(view: str, batch: Batch) -> tuple[Array, Array, Array | None]:
     contexts, mask = batch.teacher_contexts, batch.teacher_context_mask
     if contexts is None or mask is None:
         raise ValueError(
-            "A term needs the teacher, but the batch has no teacher_contexts or no "
+            "The recipe needs the teacher, but the batch has no teacher_contexts or no "
             "teacher_context_mask; a teacher that sees what the student sees gets the "
             "batch's contexts and context_mask."
         )

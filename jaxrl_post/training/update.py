@@ -14,7 +14,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxrl_post.errors import InputError
-from jaxrl_post.information import information_gain
+from jaxrl_post.information import information_gain, local_multipliers
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.batch import Batch, split_batch
 from jaxrl_post.recipes.grpo import sampled_logps
@@ -84,15 +84,30 @@ def make_update_step(
         )
         return _weighted_loss(recipe, scores, part)
 
+    def grads_of(state, part):
+        losses, pullback, aux = jax.vjp(
+            lambda trainable: loss_fn(trainable, state, part),
+            state.trainable,
+            has_aux=True,
+        )
+        # One backward pass, unless some terms are weighted by information and some not.
+        return [
+            pullback([jnp.ones(()) * (i == j) for j in range(len(losses))])[0]
+            for i in range(len(losses))
+        ], aux
+
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = _with_weights(recipe, _sanitise(batch))
-        grad_fn = jax.grad(loss_fn, has_aux=True)
-        grads, (shares, sums) = _accumulate(
-            lambda part: grad_fn(state.trainable, state, part),
-            batch,
-            micro_batch_tokens,
-            mesh,
+        grads, (shares, sums, spread) = _accumulate(
+            lambda part: grads_of(state, part), batch, micro_batch_tokens, mesh
         )
+        # The weights of mean 1 are rho / mean(rho), and the mean is the whole batch's.
+        factors = [1.0 if rho is None else 1 / _mean_or_one(rho) for rho in spread]
+        grads = jax.tree.map(
+            lambda *parts: sum(f * g for f, g in zip(factors, parts, strict=True)),
+            *grads,
+        )
+        shares = _loss_metrics(recipe, shares, factors)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         extra = {}
@@ -179,33 +194,81 @@ def make_score_step(
 
 
 def _weighted_loss(recipe: Recipe, scores: Scores, part: Batch):
-    """The part's share of the loss, and what metrics need of it."""
-    shares, sums = {}, {}
+    """The part's shares of the loss, and what metrics need of it.
+
+    Returns:
+      One share for the terms that information does not weight and one for those that
+      it does, each only where there are such terms; the terms' own shares; sums behind
+      metrics; and for each share None, or the mean of its weights.
+    """
+    shares, sums, spread = {}, {}, Reduction(jnp.zeros(()), jnp.zeros(()))
+    rho = _local_multipliers(recipe, scores, part)
     for term in recipe.terms:
         weights = part.extras[_weights_of(term)]
         counted = weights != 0
         values = jnp.where(counted, term.loss(scores, part), 0.0)
-        shares[f"loss/{term.name}"] = term.weight * jnp.sum(values * weights)
+        if recipe.is_weighted(term):
+            size = abs(term.weight) * weights
+            spread += Reduction(jnp.sum(size * rho), jnp.sum(size))
+            values = values * rho
+        shares[term.name] = term.weight * jnp.sum(values * weights)
         if term.metrics is not None:
             for name, metric in term.metrics(scores, part).items():
                 sums[name] = _token_sum(metric, counted)
-    loss = jnp.sum(jnp.stack(list(shares.values())))
     if recipe.log_entropy:
         trained = part.loss_mask & part.sequence_mask[:, None]
         sums["entropy"] = _token_sum(scores["entropy"], trained)
     if recipe.information is not None:
         sums |= _information(recipe, scores, part)
-    shares = {"loss": loss, **(shares if len(shares) > 1 else {})}
-    return loss, jax.lax.stop_gradient((shares, sums))
+    by_kind = [
+        [shares[t.name] for t in recipe.terms if recipe.is_weighted(t) == weighted]
+        for weighted in (False, True)
+    ]
+    losses = [jnp.sum(jnp.stack(kind)) for kind in by_kind if kind]
+    means = [m for m, kind in zip((None, spread), by_kind, strict=True) if kind]
+    return losses, jax.lax.stop_gradient((shares, sums, means))
+
+
+def _local_multipliers(recipe: Recipe, scores: Scores, part: Batch) -> ArrayLike:
+    """What the losses of the terms that read the teacher are multiplied by."""
+    about = recipe.information
+    if about is None or about.weights == "none":
+        return 1.0
+    student, teacher = (scores[name] for name in about.scores)
+    return local_multipliers(
+        student,
+        teacher,
+        _information_mask(recipe, part),
+        level=about.weights,
+        sensitivity=about.sensitivity,
+        max_multiplier=about.max_multiplier,
+        min_multiplier=about.min_multiplier,
+    )
+
+
+def _mean_or_one(rho: Reduction) -> jax.Array:
+    """The mean of weights, 1 where nothing is weighted."""
+    return jnp.where(rho.total > 0, rho.mean(), 1.0)
+
+
+def _loss_metrics(recipe: Recipe, shares: Metrics, factors: list[Any]) -> Metrics:
+    """The loss, and its terms where there are several, with weights of mean 1."""
+    weighted = factors[-1]  # the last kind's; the same for all where there is one
+    own = {
+        f"loss/{term.name}": shares[term.name]
+        * (weighted if recipe.is_weighted(term) else 1.0)
+        for term in recipe.terms
+    }
+    loss = jnp.sum(jnp.stack(list(own.values())))
+    return {"loss": loss, **(own if len(own) > 1 else {})}
 
 
 def _information(recipe: Recipe, scores: Scores, part: Batch) -> dict[str, Reduction]:
     """The part's share of the information gain and of the two entropies behind it."""
     about = recipe.information
     assert about is not None
-    mask = part.loss_mask if about.mask is None else about.mask(part)
-    mask = mask & part.sequence_mask[:, None]
-    student, teacher = scores["entropy"], scores["teacher_entropy"]
+    mask = _information_mask(recipe, part)
+    student, teacher = (scores[name] for name in about.scores)
     return {
         "information/gain": information_gain(
             student, teacher, mask, average=about.average
@@ -213,6 +276,14 @@ def _information(recipe: Recipe, scores: Scores, part: Batch) -> dict[str, Reduc
         "information/student_entropy": _token_sum(student, mask),
         "information/teacher_entropy": _token_sum(teacher, mask),
     }
+
+
+def _information_mask(recipe: Recipe, part: Batch) -> jax.Array:
+    """``[B, T]``, the tokens whose entropies are compared."""
+    about = recipe.information
+    assert about is not None
+    mask = part.loss_mask if about.mask is None else about.mask(part)
+    return jnp.asarray(mask & part.sequence_mask[:, None])
 
 
 def _modulation(recipe: Recipe, sums, opt_state) -> Metrics:
@@ -226,6 +297,8 @@ def _modulation(recipe: Recipe, sums, opt_state) -> Metrics:
     if multiplier is not None:  # else the caller's optimizer does not modulate
         metrics["information/nonfinite"] = optax.tree.get(opt_state, "nonfinite")
         metrics["information/multiplier"] = multiplier
+        if (alpha := optax.tree.get(opt_state, "sensitivity")) is not None:
+            metrics["information/sensitivity"] = alpha
         metrics["information/capped"] = (
             multiplier >= recipe.information.max_multiplier
         ).astype(float)
