@@ -1,4 +1,7 @@
-"""HAPO: when a group needs a teacher's trajectory, and putting it there."""
+"""HAPO: when a group needs a teacher's trajectory, and putting it there.
+
+The posteriors of the gate live on the host, in float64, where checkpoints keep them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxrl_post.numerics import check_choice
+from jaxrl_post.numerics import check_choice, check_number
 
 Tree = TypeVar("Tree")
 
@@ -77,19 +80,108 @@ def should_inject(
     return jnp.asarray(successes) < _fewest_closed(group_size, threshold)
 
 
+def update_posterior(
+    posterior: ArrayLike,
+    successes: ArrayLike,
+    group_size: int,
+    *,
+    discount: float = 1.0,
+) -> np.ndarray:
+    """What a visit teaches about a prompt, on top of what earlier visits taught.
+
+    `a <- 1 + discount (a - 1) + S`, `b <- 1 + discount (b - 1) + N - S`: the posterior
+    Beta(a, b) of the success rate, with past visits faded towards the uniform prior
+    Beta(1, 1). Discount 0 forgets them, which is the paper's gate; 1 keeps them all,
+    as if the policy did not change. Not in the paper.
+
+    Args:
+      posterior: [P, 2] a and b before the visit; ones for a prompt never seen.
+      successes: [P] whole numbers of successful rollouts, S, before any injection.
+      group_size: N, rollouts per group.
+      discount: weight of the past, in [0, 1].
+
+    Returns:
+      [P, 2] float64, a and b.
+
+    Raises:
+      ValueError: group size below 1, a discount outside [0, 1], successes that are
+        not within the group.
+
+    >>> update_posterior([[3.0, 7.0], [1.0, 1.0]], [4, 8], 8, discount=0.5)
+    array([[6., 8.], [9., 1.]])
+    """
+    _check_group_size(group_size)
+    check_number("discount", discount, 0, 1)
+    wins = np.asarray(successes, np.float64)
+    if not np.all((wins >= 0) & (wins <= group_size)):
+        raise ValueError(f"successes={successes} are not all in [0, {group_size}].")
+    past = np.asarray(posterior, np.float64) - 1
+    return 1 + discount * past + np.stack([wins, group_size - wins], -1)
+
+
+def posterior_mean(posterior: ArrayLike) -> np.ndarray:
+    """The confidence that a posterior Beta(a, b) gives: `c = a / (a + b)`.
+
+    For a prompt seen once, `confidence`. The gate opens where it is below the
+    threshold; both are the float64 nearest to their exact value, so an equality of
+    decimals, 8 / 10 and 0.8, is one here as well.
+
+    Args:
+      posterior: [P, 2] a and b.
+
+    Returns:
+      [P] float64 in (0, 1).
+
+    Source: HAPO, arXiv 2603.11321, Eq. 6, for any posterior.
+
+    >>> posterior_mean(update_posterior(np.ones((3, 2)), [0, 4, 7], 8))
+    array([0.1, 0.5, 0.8])
+    """
+    a, b = np.moveaxis(np.asarray(posterior, np.float64), -1, 0)
+    return a / (a + b)
+
+
+def sample_confidence(posterior: ArrayLike, rng: np.random.Generator) -> np.ndarray:
+    """Thompson sampling: one success rate drawn from each posterior, `p ~ Beta(a, b)`.
+
+    The gate opens where p is below the threshold. After one visit that does not
+    vanish even for a prompt that is always solved (probability gamma^(N + 1)). Not in
+    the paper, which names Thompson sampling but takes the mean.
+
+    Args:
+      posterior: [P, 2] a and b, after the visit: Beta(1 + S, 1 + N - S) if it is the
+        first.
+      rng: NumPy's generator; the draw is made on the host.
+
+    Returns:
+      [P] float64 in [0, 1].
+
+    >>> rng = np.random.default_rng(0)
+    >>> sample_confidence([[1.0, 9.0], [9.0, 1.0]], rng).round(2)
+    array([0.08, 0.85])
+    """
+    a, b = np.moveaxis(np.asarray(posterior, np.float64), -1, 0)
+    return rng.beta(a, b)
+
+
 def injection_probability(
-    success_rate: ArrayLike, group_size: int, *, threshold: float
+    success_rate: ArrayLike,
+    group_size: int,
+    *,
+    threshold: float,
+    sampled: bool = False,
 ) -> np.ndarray:
     """The chance that the gate opens for a prompt of known success rate.
 
     `P(S < k)` with `S ~ Binomial(N, success_rate)` and `k` the smallest number of
     successes that keeps the gate closed. With a fixed N it vanishes only as the
-    success rate goes to 1.
+    success rate goes to 1; by Thompson sampling, not even then.
 
     Args:
       success_rate: [...] chance that one rollout succeeds.
       group_size: N, rollouts per group.
-      threshold: gamma, a Python number.
+      threshold: gamma, a Python number; in [0, 1] if sampled.
+      sampled: Thompson sampling from Beta(1 + S, 1 + N - S), instead of its mean.
 
     Returns:
       [...] float64, computed on the host.
@@ -102,16 +194,21 @@ def injection_probability(
 
     >>> print(injection_probability([0.5, 0.9, 1.0], 8, threshold=0.8).round(4))
     [0.9648 0.1869 0.    ]
+    >>> print(injection_probability(1.0, 8, threshold=0.8, sampled=True).round(4))
+    0.1342
     """
     rate = np.asarray(success_rate, np.float64)
     if not np.all((rate >= 0) & (rate <= 1)):
         raise ValueError(f"success_rate={success_rate} is not in [0, 1].")
-    closed = _fewest_closed(group_size, threshold)
-    chances = [
-        math.comb(group_size, s) * rate**s * (1 - rate) ** (group_size - s)
-        for s in range(min(closed, group_size + 1))
-    ]
-    return np.minimum(sum(chances, np.zeros_like(rate)), 1.0)
+    if sampled:
+        check_number("threshold", threshold, 0, 1)
+        # P(Beta(1 + S, 1 + N - S) < gamma) = P(Binomial(N + 1, gamma) > S).
+        draws = _binomial(group_size + 1, np.asarray(threshold, np.float64))
+        opens = 1 - draws.cumsum()[:-1]
+    else:
+        opens = np.arange(group_size + 1) < _fewest_closed(group_size, threshold)
+    chances = np.tensordot(opens.astype(np.float64), _binomial(group_size, rate), 1)
+    return np.minimum(chances, 1.0)
 
 
 def inject(
@@ -196,6 +293,16 @@ def inject(
 def _check_group_size(group_size: int) -> None:
     if group_size < 1:
         raise ValueError(f"group_size={group_size}: a group has at least one rollout.")
+
+
+def _binomial(trials: int, rate: np.ndarray) -> np.ndarray:
+    """[trials + 1, ...] the chance of each number of successes."""
+    return np.stack(
+        [
+            math.comb(trials, s) * rate**s * (1 - rate) ** (trials - s)
+            for s in range(trials + 1)
+        ]
+    )
 
 
 def _fewest_closed(group_size: int, threshold: ArrayLike) -> int:
