@@ -151,6 +151,9 @@ class TrainingConfig:
       max_skipped_updates: updates in a row that may be skipped for non-finite
         gradients before the run stops.
       evaluate_every: steps between evaluations; null: only the base, and the end.
+      teacher_samples: answers per question that the self-teacher is asked for in the
+        first step and in those that are evaluated, to measure its accuracy beside the
+        student's; null: none.
       checkpoint_every: steps between checkpoints; one more is made at the end and on
         a signal.
       keep_checkpoints: how many of the last checkpoints stay.
@@ -164,6 +167,7 @@ class TrainingConfig:
     chunk_size: int | None = number(None, at_least=1)
     max_skipped_updates: int = number(10, at_least=1)
     evaluate_every: int | None = number(None, at_least=1)
+    teacher_samples: int | None = number(None, at_least=1)
     checkpoint_every: int = number(50, at_least=1)
     keep_checkpoints: int = number(2, at_least=1)
 
@@ -262,7 +266,8 @@ class Config:
       stages: parts of configs by name, run in this order, each laid over this one:
         ``{warm: {recipe: {name: sft}, training: {steps: 50}}, rl: {}}``. A stage may
         set task, recipe, optimizer, training and sampling; one that names a task or a
-        recipe replaces that section whole.
+        recipe replaces that section whole. Its `training.steps` are its own, while
+        those by which the run is evaluated and saved count from the run's beginning.
     """
 
     run: RunConfig = RunConfig()
@@ -287,8 +292,9 @@ class Config:
         if problems := _problems(config):
             raise ConfigError(source, problems)
         config = _resolved(config, default_dir=str(Path("runs", Path(source).stem)))
-        for name in config.stages:
-            config.stage(name)
+        problems = [x for name in config.stages for x in config._problems_of(name)]
+        if problems:
+            raise ConfigError(source, problems)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -303,11 +309,33 @@ class Config:
         """This config with the stage `name` laid over it, itself without stages."""
         tree = self.to_dict() | {"stages": {}}
         for section, keys in self.stages[name].items():
-            if section not in _STAGE_SECTIONS or not isinstance(keys, Mapping):
-                problem = f"no section of a stage; {nearest(section, _STAGE_SECTIONS)}"
-                raise ConfigError(f"stages.{name}.{section}={keys!r}", [problem])
-            tree[section] = {**({} if "name" in keys else tree[section]), **keys}
+            # Another task or recipe has other arguments.
+            whole = section in ("task", "recipe") and "name" in keys
+            tree[section] = {**({} if whole else tree[section]), **keys}
         return Config.from_dict(tree, f"stages.{name}")
+
+    def _problems_of(self, name: str) -> list[str]:
+        """What is wrong with the stage `name`, each key as the user wrote it."""
+        prefix, problems = f"stages.{name}", []
+        if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+            problems.append(f"{prefix!r}: name a stage by letters, digits and _ -")
+        for section, keys in self.stages[name].items():
+            if section not in _STAGE_SECTIONS:
+                hint = nearest(section, _STAGE_SECTIONS)
+                problems.append(f"{prefix}.{section}: no section of a stage; {hint}")
+            elif not isinstance(keys, Mapping):
+                problems.append(f"{prefix}.{section}={keys!r}: expected a section")
+            elif section == "training" and "keep_checkpoints" in keys:
+                problems.append(
+                    f"{prefix}.training.keep_checkpoints: is of the whole run; set "
+                    "training.keep_checkpoints"
+                )
+        if not problems:
+            try:
+                self.stage(name)
+            except ConfigError as error:
+                problems += [f"{prefix}.{problem}" for problem in error.problems]
+        return problems
 
 
 _STAGE_SECTIONS = ("task", "recipe", "optimizer", "training", "sampling")

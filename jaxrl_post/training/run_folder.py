@@ -29,6 +29,7 @@ _MAY_CHANGE = (
     "training.micro_batch_tokens",
     "training.chunk_size",
     "training.evaluate_every",
+    "training.teacher_samples",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.max_skipped_updates",
@@ -38,7 +39,8 @@ _MAY_CHANGE = (
 )
 """Keys that a resumed run may have other values of: they decide how much is done and
 measured, not what a step computes. (With a schedule that ends at the last update,
-`training.steps` does more: it is then refused.)"""
+`training.steps` does more: it is then refused, as it is for a stage that another one
+follows.)"""
 
 
 class Interrupted(Exception):
@@ -131,17 +133,12 @@ def check_unchanged(run_dir: Path, config: Config) -> None:
     path = run_dir / "config.yaml"
     if not path.exists() or not (run_dir / FILE_NAME).exists():
         return
-    before = _flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    now = _flatten(yaml.safe_load(config.to_yaml()))
-    fixed_length = config.optimizer.schedule != "constant"
+    before = _keys(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    now = _keys(yaml.safe_load(config.to_yaml()))
     changed = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-        and (
-            not f"{key}.".startswith(tuple(f"{name}." for name in _MAY_CHANGE))
-            or (fixed_length and key == "training.steps")
-        )
+        if before.get(key) != now.get(key) and not _may_change(key, config)
     ]
     if changed:
         raise InputError(
@@ -157,6 +154,28 @@ def final_row(run_dir: Path, steps: int) -> Mapping[str, Any] | None:
         return None
     rows = read_metrics(run_dir)
     return rows[-1] if rows and rows[-1]["step"] == steps else None
+
+
+def _may_change(key: str, config: Config) -> bool:
+    stage = next((s for s in config.stages if key.startswith(f"stages.{s}.")), None)
+    key = key.removeprefix(f"stages.{stage}.")
+    if key == "training.steps":
+        last = next(reversed([*config.stages]), None)
+        schedule = (config.stage(last) if last else config).optimizer.schedule
+        return stage == last and schedule == "constant"
+    return f"{key}.".startswith(tuple(f"{name}." for name in _MAY_CHANGE))
+
+
+def _keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """All keys of a config; of stages their order too, and the steps of each."""
+    flat = _flatten(tree)
+    if stages := tree.get("stages"):
+        flat["stages"] = [*stages]
+        steps = flat.pop("training.steps", None)
+        for name in stages:
+            flat.pop(f"stages.{name}", None)  # a stage that changes nothing
+            flat.setdefault(f"stages.{name}.training.steps", steps)
+    return flat
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

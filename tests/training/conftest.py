@@ -59,7 +59,7 @@ def tiny_config(tiny_model, tmp_path):
             "evaluation": {"held": {"rows": 4, "samples": 2, "split": "test"}},
         }
         for section, keys in sections.items():
-            tree[section] = {**tree[section], **keys} if keys else keys
+            tree[section] = {**tree.get(section, {}), **keys} if keys else keys
         return Config.from_dict(tree)
 
     return make

@@ -1,0 +1,137 @@
+"""The parts of a run, each with an algorithm of its own: SFT, then RL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import optax
+
+from jaxrl_post import recipes
+from jaxrl_post.errors import InputError
+from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.training.config import Config
+from jaxrl_post.training.state import TrainState, init_state
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some of a run's steps, and how they are made.
+
+    Attributes:
+      name: in the config; None for a run without stages.
+      number: counted from 1.
+      config: the run's config with the stage's keys laid over it.
+      recipe: the algorithm.
+      first: the run's steps before this stage.
+      last: its last step, counted from the run's beginning; `first` where it has none.
+      own_task: whether its task is another than that of the stage before.
+    """
+
+    name: str | None
+    number: int
+    config: Config
+    recipe: Recipe
+    first: int
+    last: int
+    own_task: bool
+
+    def __str__(self) -> str:
+        if self.name is None:
+            return str(self.recipe)
+        steps = f"steps {self.first + 1} to {self.last}"
+        return f"stage {self.number}, {self.name}: {steps}\n{self.recipe}"
+
+    def key(self, key: str) -> str:
+        """A config key as the user wrote it, for messages."""
+        return f"stages.{self.name}.{key}" if self.name else key
+
+    @property
+    def metrics(self) -> dict[str, int]:
+        """What the rows of its steps say of it."""
+        return {"stage": self.number} if self.name else {}
+
+    def begin(
+        self, before: TrainState, optimizer: optax.GradientTransformation
+    ) -> TrainState:
+        """The state before the stage's first step.
+
+        Parameters, steps and the run's random key are those of the stage before. The
+        optimizer, its schedule and the count of updates, the teacher, the reference
+        policy and the posteriors of a gate begin anew: teacher and reference are the
+        policy as it now is. Prompts go on where the stage before ended, unless the
+        stage has another task.
+
+        Args:
+          before: the last state of the stage before; not to be used any more.
+          optimizer: of this stage.
+        """
+        state = init_state(
+            before.trainable,
+            optimizer,
+            self.recipe,
+            before.rng,
+            frozen=before.frozen,
+        )
+        cursor = jnp.zeros_like(before.cursor) if self.own_task else before.cursor
+        return state.replace(step=before.step, cursor=cursor)
+
+
+def make_stages(config: Config, recipe: Recipe | None = None) -> tuple[Stage, ...]:
+    """The stages of a config, in order; a config without any is one stage.
+
+    Args:
+      config: of the run.
+      recipe: in place of the one that the config names.
+
+    Raises:
+      InputError: a recipe does not exist or is incomplete, or `recipe` is given for a
+        config with stages, which name theirs.
+    """
+    if recipe is not None and config.stages:
+        raise InputError(
+            "a recipe was given for a config with stages; name each one's in the "
+            f"config: {', '.join(f'stages.{name}.recipe' for name in config.stages)}"
+        )
+    stages: list[Stage] = []
+    for number, name in enumerate(config.stages or (None,), start=1):
+        part = config.stage(name) if name else config
+        first = stages[-1].last if stages else 0
+        stages.append(
+            Stage(
+                name=name,
+                number=number,
+                config=part,
+                recipe=_make_recipe(name, part, recipe),
+                first=first,
+                last=first + part.training.steps,
+                own_task=bool(stages) and part.task != stages[-1].config.task,
+            )
+        )
+    return tuple(stages)
+
+
+def stage_of(stages: Sequence[Stage], step: int) -> int:
+    """The index of the stage that a checkpoint after `step` belongs to.
+
+    At a boundary it is the stage that ends there: what the next one begins anew is
+    made when it begins.
+    """
+    found = (index for index, stage in enumerate(stages) if step <= stage.last)
+    return next(found, len(stages) - 1)
+
+
+def _make_recipe(name: str | None, config: Config, recipe: Recipe | None) -> Recipe:
+    section = config.recipe
+    try:
+        recipe = recipe or recipes.make(section.name, **section.arguments)
+        if "teacher" in recipe.needs and recipe.reprompt is None:
+            raise InputError(
+                f"recipe {recipe.name!r} has a term that needs a teacher, but no "
+                "reprompt that says what the teacher sees; give it one, such as "
+                "Reprompt()."
+            )
+    except InputError as error:
+        raise InputError(f"stages.{name}: {error}") if name else error from None
+    return recipe

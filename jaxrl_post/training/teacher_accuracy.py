@@ -1,0 +1,97 @@
+"""How often the self-teacher is right, behind what it is shown."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from jaxrl_post.generation import Sampler, decode_responses
+from jaxrl_post.isolation import JudgePool
+from jaxrl_post.recipes.groups import Groups
+from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.tasks import Task
+from jaxrl_post.training.state import TrainState, merge_params
+from jaxrl_post.training.teacher_contexts import TeacherContexts
+
+
+def teacher_params(recipe: Recipe, state: TrainState) -> chex.ArrayTree | None:
+    """The parameters that the recipe's teacher is sampled with.
+
+    None for no teacher, and for a trust region, whose logits are a mixture of two
+    models: it scores tokens, but the sampler cannot draw them.
+    """
+    if recipe.teacher.kind in ("none", "trust_region"):
+        return None
+    own = state.trainable if state.teacher is None else state.teacher
+    return merge_params(own, state.frozen)
+
+
+def teacher_accuracy(
+    params: chex.ArrayTree,
+    groups: Groups,
+    contexts: TeacherContexts,
+    sampler: Sampler,
+    tokenizer: Any,
+    task: Task,
+    pool: JudgePool,
+    *,
+    samples: int,
+    key: jax.Array,
+    mesh: jax.sharding.Mesh | None = None,
+) -> dict[str, float]:
+    """Answers of the teacher, judged, beside the student's to the same questions.
+
+    Of each question that is distilled, the context that most of its samples have is
+    asked. The student's accuracy is that of its groups; where a sibling's success is
+    what the teacher is shown, a group needs one to count here, which favours the
+    student.
+
+    Args:
+      params: of the teacher.
+      groups: the step's judged groups.
+      contexts: what the teacher is shown.
+      sampler: with the settings of the rollouts.
+      tokenizer: a transformers tokenizer.
+      task: whose judge is asked.
+      pool: where it is asked.
+      samples: answers to each question.
+      key: a PRNG key.
+      mesh: that the parameters lie on.
+
+    Returns:
+      ``teacher/accuracy``, ``teacher/student_accuracy``, ``teacher/questions`` (that
+      both are means over); nothing where no question is distilled.
+    """
+    asked = np.flatnonzero(contexts.distilled.any(1))
+    if not asked.size:
+        return {}
+    rows = np.array(
+        [np.bincount(contexts.index[p][contexts.distilled[p]]).argmax() for p in asked]
+    )
+    # As many rows at every step, so that the sampler is compiled once.
+    filled = np.pad(rows, (0, len(groups) - len(rows)), mode="edge")
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        rollouts = sampler.generate(
+            params,
+            contexts.contexts[filled],
+            contexts.context_mask[filled],
+            group_size=samples,
+            key=key,
+        )
+    count = len(asked) * samples
+    texts = decode_responses(tokenizer, rollouts.tokens[:count], rollouts.mask[:count])
+    prompts = groups.prompts.take(np.repeat(asked, samples).tolist())
+    verdicts = pool.judge(task.judge, prompts, texts)
+    own = [
+        np.mean([bool(verdict.success) for verdict in groups.verdicts[p]])
+        for p in asked
+    ]
+    return {
+        "teacher/accuracy": float(np.mean([bool(v.success) for v in verdicts])),
+        "teacher/student_accuracy": float(np.mean(own)),
+        "teacher/questions": float(len(asked)),
+    }
