@@ -11,33 +11,36 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
-SNIPPETS = {
-    f"{page.stem}-{number}": snippet
-    for page in PAGES
-    for number, snippet in enumerate(
-        re.findall(
-            r"^```(?:python|pycon)\n(.*?)^```$", page.read_text(), flags=re.M | re.S
-        )
-    )
-}
+
+
+def snippets(page):
+    text = page.read_text()
+    return re.findall(r"^```(?:python|pycon)\n(.*?)^```$", text, flags=re.M | re.S)
 
 
 def test_readme_has_snippets():
-    assert "README-0" in SNIPPETS
+    assert snippets(README)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS)
-def test_snippet(snippet, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_snippets(page, tmp_path, monkeypatch):
+    """Those of a page run in order, in one folder; `# name.py` on top saves a file."""
     monkeypatch.chdir(tmp_path)
-    if ">>>" not in snippet:
-        exec(compile(snippet, "snippet", "exec"), {"__name__": "__main__"})
-        return
-    parser, runner = (
-        doctest.DocTestParser(),
-        doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE),
-    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for snippet in snippets(page):
+        if name := re.match(r"# (\w+\.py)\n", snippet):
+            (tmp_path / name[1]).write_text(snippet)
+        elif ">>>" in snippet:
+            run_doctest(snippet)
+        else:
+            exec(compile(snippet, "snippet", "exec"), {"__name__": "__main__"})
+
+
+def run_doctest(snippet):
+    examples = doctest.DocTestParser().get_doctest(snippet, {}, "snippet", None, 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []
-    runner.run(parser.get_doctest(snippet, {}, "snippet", None, 0), out=report.append)
+    runner.run(examples, out=report.append)
     assert not runner.failures, "".join(report)
 
 
