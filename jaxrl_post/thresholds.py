@@ -75,6 +75,11 @@ class ThresholdSchedule:
         done = self._done(progress)
         return (1 - done) * self.start + done * self.end
 
+    def __str__(self) -> str:
+        if self.kind == "constant":
+            return f"{self.start:g}"
+        return f"gamma, {self.kind} from {self.start:g} to {self.end:g}"
+
     @property
     def highest(self) -> float:
         """The largest gamma of the run."""

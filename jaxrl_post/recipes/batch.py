@@ -60,6 +60,21 @@ class Batch(struct.PyTreeNode):
         return self.responses.shape[0]
 
 
+def own_tokens(batch: Batch) -> jax.Array:
+    """``[B, T]`` bool, tokens that are trained on and that the policy wrote itself."""
+    return jnp.asarray(batch.loss_mask) & ~_teacher_mask(batch)
+
+
+def demonstrated_tokens(batch: Batch) -> jax.Array:
+    """``[B, T]`` bool, tokens that are trained on and that a teacher wrote."""
+    return jnp.asarray(batch.loss_mask) & _teacher_mask(batch)
+
+
+def _teacher_mask(batch: Batch) -> jax.Array:
+    given = batch.is_teacher
+    return jnp.asarray(np.zeros((), bool) if given is None else given)
+
+
 def split_batch(batch: Batch, parts: int) -> Batch:
     """Cuts a batch into equal parts: every leaf gets a leading axis `parts`.
 

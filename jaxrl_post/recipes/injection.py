@@ -146,6 +146,7 @@ class Injection:
                 **groups.metrics,
                 "injection/rate": injected.any(1).astype(float),
                 "injection/confidence": confidence,
+                **_histogram(confidence),
                 "injection/zero_std_groups": _alike(new["rewards"], new["judged"]),
                 **self._expected(groups, successes),
             },
@@ -190,6 +191,15 @@ class Injection:
             sampled=self.gate == "thompson",
         )
         return {"injection/probability": np.full(len(groups), float(probability))}
+
+
+def _histogram(confidence: np.ndarray) -> Mapping[str, np.ndarray]:
+    """``[P]`` by bin, 1 where the confidence lies in it; named by its lower edge."""
+    bins = np.minimum(np.floor(10 * confidence + 1e-9), 9)
+    return {
+        f"injection/confidence_bins/{i / 10:.1f}": (bins == i).astype(float)
+        for i in range(10)
+    }
 
 
 def _replaced(own, given, where: np.ndarray):

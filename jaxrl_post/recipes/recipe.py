@@ -52,6 +52,9 @@ class Term:
       mask: ``mask(batch)``, the ``[B, T]`` tokens that count; None for
         `Batch.loss_mask`. It must not depend on the model: denominators are computed
         from it for the whole batch at once.
+      over: ``over(batch)``, the ``[B, T]`` tokens that the mean is taken over, where
+        those of `mask` are only a part of them: terms that share a batch's tokens out
+        among them share its denominator too. None: those of `mask`.
       reduction: mode of `losses.reduce`.
       denominator: ``denominator(batch)``, what reduction "constant" divides by.
       metrics: ``metrics(scores, batch)``: further ``[B, T]`` arrays by name, logged
@@ -64,6 +67,7 @@ class Term:
     weight: float = 1.0
     needs: frozenset[str] = frozenset()
     mask: Callable[[Batch], jax.Array] | None = None
+    over: Callable[[Batch], jax.Array] | None = None
     reduction: str = "token_mean"
     denominator: Callable[[Batch], jax.Array] | None = None
     metrics: Callable[[Scores, Batch], Scores] | None = None

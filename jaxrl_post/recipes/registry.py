@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.recipes import mixed
+from jaxrl_post.recipes.compose import with_information, with_injection
 from jaxrl_post.recipes.grpo import PRESETS as GRPO_PRESETS
 from jaxrl_post.recipes.grpo import grpo
 from jaxrl_post.recipes.recipe import Recipe
@@ -15,10 +17,23 @@ from jaxrl_post.tasks.lookup import resolve
 
 _RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "grpo": grpo,
+    "hapo": mixed.hapo,
+    "luffy": mixed.luffy,
     "pgpo": pgpo,
+    "replace_sft": mixed.replace_sft,
     "sdpo": sdpo,
+    "sft": mixed.sft,
+    "srft": mixed.srft,
 }
-_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"grpo": GRPO_PRESETS}
+_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "grpo": GRPO_PRESETS,
+    **mixed.PRESETS,
+}
+_LAYERS: Mapping[str, Callable[..., Recipe]] = {
+    "injection": lambda recipe, fields: with_injection(recipe, fields),
+    "information": lambda recipe, fields: with_information(recipe, **fields),
+}
+"""Arguments that any recipe may have: what is put on top of it, in this order."""
 
 
 def grpo_presets() -> tuple[str, ...]:
@@ -32,7 +47,9 @@ def make(name: str, **arguments: Any) -> Recipe:
     Args:
       name: a built-in recipe, or ``my_module:my_recipe``, a function that returns one.
       **arguments: of that function; ``preset``, for built-in recipes, names a set of
-        arguments that the others override.
+        arguments that the others override; ``injection`` and ``information``, each a
+        mapping, put HAPO's gate or PGPO's step size on top of any recipe, see
+        `with_injection` and `with_information`.
 
     Raises:
       InputError: unknown name, preset or argument, with the nearest one that exists.
@@ -50,6 +67,7 @@ def make(name: str, **arguments: Any) -> Recipe:
     else:
         raise InputError(f"recipe.name={name!r}: {nearest(name, _RECIPES)}")
     known = inspect.signature(factory).parameters
+    layers = {k: arguments.pop(k) for k in _LAYERS if k in arguments and k not in known}
     if "preset" in arguments and "preset" not in known:
         preset = arguments.pop("preset")
         choices = _PRESETS.get(name, {})
@@ -66,4 +84,11 @@ def make(name: str, **arguments: Any) -> Recipe:
         raise InputError(f"recipe {name!r}: {error}") from error
     if not isinstance(recipe, Recipe):
         raise InputError(f"{name!r} returned {type(recipe).__name__}, not a Recipe.")
+    for layer, fields in layers.items():
+        if not isinstance(fields, Mapping):
+            raise InputError(f"recipe.{layer}={fields!r}: expected a mapping.")
+        try:
+            recipe = _LAYERS[layer](recipe, fields)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"recipe.{layer}: {error}") from error
     return recipe

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxrl_post import losses
 from jaxrl_post.advantages import group_relative
 from jaxrl_post.information import AdaptiveSensitivity
-from jaxrl_post.recipes.batch import Batch
+from jaxrl_post.recipes.batch import Batch, own_tokens
 from jaxrl_post.recipes.grpo import old_logps, ratio_metrics, sampled_logps
 from jaxrl_post.recipes.recipe import (
     Information,
@@ -210,8 +209,7 @@ def distilled_tokens(batch: Batch) -> jax.Array:
 
     A demonstration is not the policy's own: the teacher has read it before.
     """
-    mask = jnp.asarray(batch.loss_mask) & batch.extras["distilled"][:, None]
-    return mask if batch.is_teacher is None else mask & ~batch.is_teacher
+    return own_tokens(batch) & batch.extras["distilled"][:, None]
 
 
 SUPPORT_ENTROPIES = ("support_entropy", "teacher_support_entropy")

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrl_post.generation import Rollouts
 from jaxrl_post.recipes.batch import Batch
-from jaxrl_post.recipes.groups import Groups
+from jaxrl_post.recipes.groups import Demonstrations, Groups
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.training.teacher_contexts import TeacherContexts
 from jaxrl_post.training.widths import fit_width, pad_left
@@ -48,6 +48,30 @@ def make_groups(
         verdicts=rows(verdicts),
         rewards=grouped(np.where(judged, rewards, 0.0)),
         judged=grouped(judged),
+    )
+
+
+def demonstrated_groups(
+    prompts: Prompts,
+    contexts: np.ndarray,
+    context_mask: np.ndarray,
+    given: Demonstrations,
+) -> Groups:
+    """Groups of one: each prompt's demonstration alone, as SFT trains on it."""
+    unknown = Verdict(None)
+    return Groups(
+        prompts=prompts,
+        contexts=contexts,
+        context_mask=context_mask,
+        tokens=given.tokens[:, None],
+        mask=given.mask[:, None],
+        sampler_logps=given.sampler_logps[:, None],
+        stopped=given.stopped[:, None],
+        completions=tuple((text,) for text in given.texts),
+        verdicts=tuple((verdict or unknown,) for verdict in given.verdicts),
+        rewards=given.rewards[:, None],
+        judged=given.available[:, None],
+        is_teacher=given.is_teacher[:, None],
     )
 
 
@@ -94,16 +118,17 @@ def make_batch(
     context_mask[len(groups) :, -1] = True  # every context has a token
     mask = rows(groups.mask)
     of_teacher = {}
+    extras = {name: rows(x) for name, x in groups.extras.items()}
     if teacher is not None:
         of_teacher = {
             "teacher_contexts": teacher.contexts.astype(np.int32),
             "teacher_context_mask": teacher.context_mask,
             "teacher_index": rows(teacher.index),
-            "extras": {
-                "distilled": rows(teacher.distilled),
-                "distillation_weight": rows(teacher.weights),
-            },
         }
+        extras["distilled"] = rows(teacher.distilled)
+        extras["distillation_weight"] = rows(teacher.weights)
+    if groups.is_teacher is not None:
+        of_teacher["is_teacher"] = rows(groups.is_teacher)
     return Batch(
         contexts=fill(pad_left(groups.contexts, width)).astype(np.int32),
         context_mask=context_mask,
@@ -113,6 +138,7 @@ def make_batch(
         sequence_mask=rows(np.ones_like(groups.judged)),
         advantages=rows(advantages.astype(np.float32)),
         sampler_logps=rows(groups.sampler_logps),
+        extras=extras,
         **of_teacher,
     )
 

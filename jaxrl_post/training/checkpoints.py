@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxrl_post.errors import InputError
@@ -130,16 +131,29 @@ def load_policy(run_dir: str | Path) -> tuple[Any, Any, Any]:
 
 def _flatten(state: TrainState) -> dict[str, Any]:
     """Arrays by path; the random key as its data; empty arrays, which Orbax refuses,
-    left out."""
+    left out. The host's float64 goes by its bits: jax would round it."""
     state = state.replace(rng=jax.random.key_data(state.rng))
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if leaf.size}
+    return {
+        jax.tree_util.keystr(path): leaf.view(np.uint32) if _is_double(leaf) else leaf
+        for path, leaf in leaves
+        if leaf.size
+    }
 
 
 def _unflatten(like: TrainState, leaves: dict[str, Any]) -> TrainState:
+    def restored(path, leaf):
+        if not leaf.size:
+            return leaf
+        value = leaves[jax.tree_util.keystr(path)]
+        return np.asarray(value).view(np.float64) if _is_double(leaf) else value
+
     state = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaves[jax.tree_util.keystr(path)] if leaf.size else leaf,
-        like.replace(rng=jax.random.key_data(like.rng)),
+        restored, like.replace(rng=jax.random.key_data(like.rng))
     )
     impl = jax.random.key_impl(like.rng)
     return state.replace(rng=jax.random.wrap_key_data(state.rng, impl=impl))
+
+
+def _is_double(leaf: Any) -> bool:
+    return isinstance(leaf, np.ndarray) and leaf.dtype == np.float64

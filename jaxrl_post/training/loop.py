@@ -24,11 +24,12 @@ from jaxrl_post.training import run_folder
 from jaxrl_post.training.assembly import cut_batch, make_batch
 from jaxrl_post.training.checkpoints import Checkpoints
 from jaxrl_post.training.config import Config
+from jaxrl_post.training.demonstrations import DemonstrationStore
 from jaxrl_post.training.evaluation import Evaluator
 from jaxrl_post.training.metrics import MetricsWriter, replace_text
 from jaxrl_post.training.optimizer import make_optimizer, make_schedule
 from jaxrl_post.training.progress import Progress
-from jaxrl_post.training.rollout import Collector, completion_rows
+from jaxrl_post.training.rollout import Collector, Moment, completion_rows
 from jaxrl_post.training.run_folder import Interrupted as Interrupted
 from jaxrl_post.training.setup import open_mesh, open_model, open_sampler, open_task
 from jaxrl_post.training.stages import Stage, make_stages, stage_of
@@ -122,6 +123,9 @@ class _Run:
             row: dict[str, Any] = {"step": first}
             if resumed < 0:
                 display.message("\n".join(map(str, self.stages)))
+                for store in [t.store for t in self.trainers if t.store]:
+                    display.message(str(store))
+                    row |= store.metrics
                 row |= self._evaluate(state)
                 writer.write(row)
                 display.update(0, row)
@@ -131,7 +135,7 @@ class _Run:
             for trainer in self.trainers[current:]:
                 stage, training = trainer.stage, trainer.config.training
                 if stage is not self.stages[current]:
-                    state = stage.begin(state, trainer.optimizer)
+                    state = stage.begin(state, trainer.optimizer, len(trainer.task))
                 every = training.evaluate_every
                 for step in range(int(state.step) + 1, stage.last + 1):
                     state, row = trainer.step(state, step)
@@ -161,7 +165,13 @@ class _Run:
         current = stage_of(self.stages, saved or 0)
         key = jax.random.key(self.config.run.seed)
         trainer = self.trainers[current]
-        state = init_state(self.params, trainer.optimizer, trainer.recipe, key)
+        state = init_state(
+            self.params,
+            trainer.optimizer,
+            trainer.recipe,
+            key,
+            questions=len(trainer.task),
+        )
         del self.params  # updates donate them
         if saved is not None:
             state = self.checkpoints.restore(state)
@@ -205,8 +215,25 @@ class _Trainer:
         self.sampler = sampler = open_sampler(
             self.policy, self.tokenizer, config.sampling, config.task.max_prompt_length
         )
+        self.store = None
+        if recipe.demonstrations:
+            self.store = DemonstrationStore(
+                task,
+                tokenizer,
+                pool,
+                max_new_tokens=config.sampling.max_new_tokens,
+                chat_template_arguments=config.model.chat_template_arguments,
+                key=stage.key("task"),
+            )
         self.collector = Collector(
-            config, task, recipe, sampler, self.tokenizer, pool, mesh=self.mesh
+            config,
+            task,
+            recipe,
+            sampler,
+            self.tokenizer,
+            pool,
+            demonstrations=self.store,
+            mesh=self.mesh,
         )
         updates = training.steps * training.updates_per_step
         self.schedule = make_schedule(config.optimizer, updates)
@@ -229,9 +256,17 @@ class _Trainer:
         training = self.config.training
         start = time.perf_counter()
         params = merge_params(state.trainable, state.frozen)
-        groups, cursor, row = self.collector.collect(
-            params, jax.random.fold_in(state.rng, step), int(state.cursor)
+        collected = self.collector.collect(
+            params,
+            jax.random.fold_in(state.rng, step),
+            Moment(
+                step=step,
+                progress=(step - 1 - self.stage.first) / training.steps,
+                cursor=int(state.cursor),
+                posterior=state.gate,
+            ),
         )
+        groups, row = collected.groups, collected.metrics
         teacher = None
         if self.recipe.reprompt is not None:
             teacher = make_teacher_contexts(
@@ -254,15 +289,19 @@ class _Trainer:
         if training.updates_per_step > 1:
             batch = batch.replace(old_logps=self.score(params, batch))
         row["learning_rate"] = float(self.schedule(int(state.update)))
+        gate, state = state.gate, state.replace(gate=None)  # the host's
         updates = []
         for part in cut_batch(batch, training.updates_per_step):
             state, metrics = self.update(state, part)
             updates.append(metrics)
-        state = state.replace(
-            step=jnp.asarray(step, jnp.int32), cursor=jnp.asarray(cursor, jnp.int32)
-        )
         self._write_completions(step, groups, batch.advantages)
         updates = jax.device_get(updates)
+        learned = any(not u["update/skipped"] for u in updates)
+        state = state.replace(
+            step=jnp.asarray(step, jnp.int32),
+            cursor=jnp.asarray(collected.cursor, jnp.int32),
+            gate=collected.posterior if learned else gate,
+        )
         update_time = time.perf_counter() - begun
         row = {
             "step": step,

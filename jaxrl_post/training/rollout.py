@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import chex
@@ -12,14 +13,64 @@ import jax
 import numpy as np
 
 from jaxrl_post.errors import InputError
-from jaxrl_post.generation import Sampler, decode_responses, encode_prompts
+from jaxrl_post.generation import (
+    Sampler,
+    decode_responses,
+    encode_prompts,
+    pad_contexts,
+)
 from jaxrl_post.isolation import JudgePool
-from jaxrl_post.recipes.groups import Groups, concatenate
+from jaxrl_post.recipes.groups import Demonstrations, Groups, concatenate
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.tasks import Task
-from jaxrl_post.training.assembly import group_metrics, make_groups
+from jaxrl_post.training.assembly import (
+    demonstrated_groups,
+    group_metrics,
+    make_groups,
+)
 from jaxrl_post.training.config import Config
+from jaxrl_post.training.demonstrations import DemonstrationStore
 from jaxrl_post.training.widths import fit_width, pad_left
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in a run a step is made, and what is known by then.
+
+    Attributes:
+      step: counted from 1.
+      progress: share of the stage's steps that are done before it, in [0, 1).
+      cursor: prompts drawn before.
+      posterior: ``[R, 2]`` float64, of the success rates of the task's R questions,
+        for recipes that remember them; else None.
+    """
+
+    step: int = 1
+    progress: float = 0.0
+    cursor: int = 0
+    posterior: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The groups of a step, and what came of making them.
+
+    Attributes:
+      groups: at most `prompts_per_step` (fewer only where the recipe's rounds are used
+        up).
+      cursor: prompts drawn by now.
+      posterior: as in `Moment`, after this step's visits.
+      metrics: of everything that was sampled.
+    """
+
+    groups: Groups
+    cursor: int
+    posterior: np.ndarray | None
+    metrics: dict[str, float]
+
+
+_OF_PREFIX = 1 << 20
+"""Folded into a round's key for the policy's continuations of demonstrations."""
 
 
 class Collector:
@@ -27,7 +78,8 @@ class Collector:
 
     A round draws as many prompts as groups are missing, samples and judges them and
     applies the recipe's group transforms. Prompts that are too long, and groups that a
-    transform drops, leave places that the next round fills.
+    transform drops, leave places that the next round fills. Recipes without rollouts
+    take their prompts' demonstrations instead; prompts without one are passed over.
     """
 
     def __init__(
@@ -39,33 +91,33 @@ class Collector:
         tokenizer: Any,
         pool: JudgePool,
         *,
+        demonstrations: DemonstrationStore | None = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         self._config, self._task, self._recipe = config, task, recipe
         self._sampler, self._tokenizer, self._pool = sampler, tokenizer, pool
-        self._mesh = mesh
+        self._store, self._mesh = demonstrations, mesh
 
     def collect(
-        self, params: chex.ArrayTree, key: jax.Array, cursor: int
-    ) -> tuple[Groups, int, dict[str, float]]:
+        self, params: chex.ArrayTree, key: jax.Array, moment: Moment
+    ) -> Collected:
         """The groups of one step.
 
         Args:
           params: to sample from.
           key: of this step.
-          cursor: prompts drawn before.
-
-        Returns:
-          At most `prompts_per_step` groups (fewer only where the recipe's rounds are
-          used up), the new cursor, and metrics of everything that was sampled.
+          moment: when it is.
 
         Raises:
           InputError: too many prompts are too long, or none fits.
         """
+        cursor = moment.cursor
         wanted = self._config.training.prompts_per_step
         rounds = self._recipe.max_sampling_rounds
         kept: list[Groups] = []
         sampled: list[Groups] = []
+        posteriors = _Posteriors(self._task, self._recipe, moment.posterior)
+        last: Groups | None = None
         times = {"time/generate": 0.0, "time/judge": 0.0}
         dropped = round_ = 0
         while True:
@@ -75,36 +127,65 @@ class Collector:
             encoded = self._encode(prompts)
             dropped += len(encoded.dropped)
             if len(encoded.prompts):
-                groups = self._sample(
-                    params, jax.random.fold_in(key, round_), encoded, missing, times
+                of_round = jax.random.fold_in(key, round_)
+                groups = self._make(params, of_round, encoded, times)
+                if len(groups):
+                    sampled.append(groups)
+                seed = np.random.SeedSequence(
+                    (self._config.run.seed, moment.step, round_)
                 )
-                sampled.append(groups)
+                groups = replace(
+                    groups,
+                    demonstrations=self._demonstrate(params, of_round, groups, moment),
+                    posterior=posteriors.before(groups.prompts.ids),
+                    progress=moment.progress,
+                    seed=int(seed.generate_state(1)[0]),
+                )
                 for transform in self._recipe.group_transforms:
-                    groups = transform(groups)
+                    if not len(groups):
+                        break
+                    last, groups = groups, transform(groups)
+                    posteriors.keep(groups)
                 if len(groups):
                     kept.append(groups)
             round_ += 1
             if sum(map(len, kept)) == wanted or round_ == rounds:
                 break
         if not sampled:
+            length = self._config.task.max_prompt_length
             raise InputError(
-                f"All {dropped} prompts drawn for a step are longer than "
-                f"task.max_prompt_length={self._config.task.max_prompt_length} tokens."
+                f"None of the {cursor - moment.cursor} prompts drawn for step "
+                f"{moment.step} can be used: {dropped} are longer than "
+                f"task.max_prompt_length={length} tokens, the others have no verified "
+                "demonstration."
+                if self._store
+                else f"All {dropped} prompts drawn for step {moment.step} are longer "
+                f"than task.max_prompt_length={length} tokens."
             )
-        everything = concatenate(sampled)
-        tokens = int(everything.lengths.sum())
+        # Where every group was dropped one of them stays, to give the batch its form;
+        # without variance it trains nothing.
+        groups = concatenate(kept) if kept else (last or sampled[0]).take([0])
         metrics = {
-            **group_metrics(everything),
-            **times,
+            **self._sampling_metrics(concatenate(sampled), times),
+            **{name: float(np.mean(x)) for name, x in groups.metrics.items()},
             "sampling/rounds": float(round_),
             "sampling/dropped_prompts": float(dropped),
             "sampling/kept_groups": float(sum(map(len, kept))),
-            "throughput/generated_tokens_per_second": tokens / times["time/generate"],
         }
-        # Where every group was dropped one of them stays, to give the batch its form;
-        # without variance it trains nothing.
-        groups = concatenate(kept) if kept else sampled[0].take([0])
-        return groups, cursor, metrics
+        if groups.is_teacher is not None and self._recipe.rollouts:
+            metrics["injection/count"] = float(groups.is_teacher.any(2).sum())
+        return Collected(groups, cursor, posteriors.after, metrics)
+
+    def _sampling_metrics(self, groups: Groups, times) -> dict[str, float]:
+        if not self._recipe.rollouts:
+            return {"length/mean": float(groups.lengths.mean())}
+        return {
+            **group_metrics(groups),
+            **times,
+            "throughput/generated_tokens_per_second": float(
+                groups.lengths.sum() / times["time/generate"]
+            ),
+        }
 
     def _encode(self, prompts):
         task = self._config.task
@@ -117,27 +198,158 @@ class Collector:
             chat_template_arguments=self._config.model.chat_template_arguments,
         )
 
-    def _sample(self, params, key, encoded, count: int, times) -> Groups:
-        start = time.perf_counter()
-        limit, size = (
-            self._config.task.max_prompt_length,
-            self._config.training.group_size,
-        )
+    def _make(self, params, key, encoded, times) -> Groups:
+        """Judged groups: rollouts, or the demonstrations alone."""
+        limit = self._config.task.max_prompt_length
         width = fit_width(encoded.contexts.shape[1], limit)
         contexts = pad_left(encoded.contexts, width)
         mask = pad_left(encoded.context_mask, width)
-        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-            rollouts = self._sampler.generate(
-                params, contexts, mask, group_size=size, key=key
-            )
+        if not self._recipe.rollouts:
+            assert self._store is not None
+            given = self._store.take(encoded.prompts.ids)
+            groups = demonstrated_groups(encoded.prompts, contexts, mask, given)
+            return groups.take(np.flatnonzero(given.available).tolist())
+        start = time.perf_counter()
+        size = self._config.training.group_size
+        rollouts = self._generate(params, contexts, mask, size, key)
         times["time/generate"] += time.perf_counter() - start
-
         start = time.perf_counter()
         texts = decode_responses(self._tokenizer, rollouts.tokens, rollouts.mask)
-        rows = np.repeat(np.arange(len(encoded.prompts)), size).tolist()
-        verdicts = self._pool.judge(self._task.judge, encoded.prompts.take(rows), texts)
+        verdicts = self._judge(encoded.prompts, texts)
         times["time/judge"] += time.perf_counter() - start
         return make_groups(encoded.prompts, contexts, mask, rollouts, texts, verdicts)
+
+    def _generate(self, params, contexts, mask, size, key):
+        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+            return self._sampler.generate(
+                params, contexts, mask, group_size=size, key=key
+            )
+
+    def _judge(self, prompts, texts):
+        """Verdicts of as many texts to each prompt, in rows ``p * G + g``."""
+        rows = np.repeat(np.arange(len(prompts)), len(texts) // len(prompts)).tolist()
+        return self._pool.judge(self._task.judge, prompts.take(rows), texts)
+
+    def _demonstrate(
+        self, params, key, groups: Groups, moment: Moment
+    ) -> Demonstrations | None:
+        """The groups' demonstrations, or their beginnings and what the policy makes of
+        them."""
+        if self._store is None or not self._recipe.rollouts:
+            return None
+        given = self._store.take(groups.prompts.ids)
+        if self._recipe.prefix is None:
+            return given
+        rng = np.random.default_rng((self._config.run.seed, moment.step, moment.cursor))
+        shares = self._recipe.prefix.shares(len(groups), moment.progress, rng)
+        lengths = given.mask.sum(1)
+        kept = np.floor(shares * lengths + 1e-9).astype(int)
+        goes_on = given.available & (kept < lengths)
+        if not goes_on.any():
+            return given
+        return self._continue(params, key, groups, given, kept, goes_on)
+
+    def _continue(self, params, key, groups, given, kept, goes_on) -> Demonstrations:
+        rows = [
+            [*ids[mask], *tokens[:k]]
+            for ids, mask, tokens, k in zip(
+                groups.contexts, groups.context_mask, given.tokens, kept, strict=True
+            )
+        ]
+        contexts, mask = pad_contexts(rows)
+        # One width for all of a run's prefixes: a program each would cost more.
+        width = self._config.task.max_prompt_length + given.tokens.shape[1]
+        width = fit_width(contexts.shape[1], width)
+        rollouts = self._generate(
+            params,
+            pad_left(contexts, width),
+            pad_left(mask, width),
+            1,
+            jax.random.fold_in(key, _OF_PREFIX),
+        )
+        whole = continue_prefixes(given, kept, goes_on, rollouts)
+        texts = decode_responses(self._tokenizer, whole.tokens, whole.mask)
+        verdicts = self._judge(groups.prompts, texts)
+        judged = np.array([v.reward is not None for v in verdicts])
+        rewards = np.array([v.reward or 0.0 for v in verdicts], np.float32)
+        return replace(
+            whole,
+            rewards=np.where(goes_on, rewards, given.rewards),
+            available=np.where(goes_on, judged, given.available),
+            texts=tuple(np.where(goes_on, texts, given.texts).tolist()),
+            verdicts=tuple(
+                new if on else old
+                for on, new, old in zip(goes_on, verdicts, given.verdicts, strict=True)
+            ),
+        )
+
+
+def continue_prefixes(
+    given: Demonstrations, kept: np.ndarray, goes_on: np.ndarray, rollouts: Any
+) -> Demonstrations:
+    """Demonstrations cut after `kept` tokens, the policy's tokens behind the cut.
+
+    Args:
+      given: whole demonstrations of P questions.
+      kept: ``[P]`` tokens that stay.
+      goes_on: ``[P]`` bool, those that are cut; the others stay whole.
+      rollouts: the P continuations.
+
+    Returns:
+      ``[P, T]`` arrays; a sequence that reaches T without an end has not stopped.
+      Rewards, texts and verdicts are the whole demonstrations' still.
+    """
+    tokens, mask = given.tokens.copy(), given.mask.copy()
+    is_teacher, logps = given.is_teacher.copy(), given.sampler_logps.copy()
+    stopped = given.stopped.copy()
+    width = tokens.shape[1]
+    new_mask = np.asarray(rollouts.mask)
+    for p in np.flatnonzero(goes_on):
+        k = int(kept[p])
+        length = int(new_mask[p].sum())
+        here = slice(k, min(k + length, width))
+        count = here.stop - k
+        for row in (tokens[p], mask[p], is_teacher[p], logps[p]):
+            row[k:] = 0
+        tokens[p, here] = np.asarray(rollouts.tokens)[p, :count]
+        logps[p, here] = np.asarray(rollouts.sampler_logps)[p, :count]
+        mask[p, here] = True
+        stopped[p] = bool(np.asarray(rollouts.stopped)[p]) and count == length
+    return replace(
+        given,
+        tokens=tokens,
+        mask=mask,
+        is_teacher=is_teacher,
+        sampler_logps=logps,
+        stopped=stopped,
+    )
+
+
+class _Posteriors:
+    """What earlier visits of prompts showed, for recipes that remember them."""
+
+    def __init__(
+        self, task: Task, recipe: Recipe, posterior: np.ndarray | None
+    ) -> None:
+        self.after = None if posterior is None else posterior.copy()
+        self._discount = recipe.posterior_discount
+        self._rows: Mapping[str, int] = {}
+        if posterior is not None:
+            names = task.rows(range(len(task))).ids
+            self._rows = {name: i for i, name in enumerate(names)}
+
+    def before(self, ids) -> np.ndarray | None:
+        """``[P, 2]``, faded towards the uniform prior."""
+        if self.after is None:
+            return None
+        past = self.after[[self._rows[name] for name in ids]]
+        return 1 + self._discount * (past - 1)
+
+    def keep(self, groups: Groups) -> None:
+        """Remembers what a transform made of them."""
+        if self.after is not None:
+            rows = [self._rows[name] for name in groups.prompts.ids]
+            self.after[rows] = groups.posterior
 
 
 def completion_rows(
@@ -155,6 +367,7 @@ def completion_rows(
         prompt_ids = groups.contexts[p][groups.context_mask[p]].tolist()
         for g, verdict in enumerate(verdicts):
             length = int(groups.mask[p, g].sum())
+            given = 0 if groups.is_teacher is None else groups.is_teacher[p, g].sum()
             rows.append(
                 {
                     "step": step,
@@ -171,6 +384,7 @@ def completion_rows(
                     "success": verdict.success,
                     "feedback": verdict.feedback,
                     "advantage": float(advantages[p, g]),
+                    **({"teacher_tokens": int(given)} if given else {}),
                     "extra": dict(verdict.extra),
                 }
             )

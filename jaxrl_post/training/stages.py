@@ -10,6 +10,7 @@ import optax
 
 from jaxrl_post import recipes
 from jaxrl_post.errors import InputError
+from jaxrl_post.recipes.injection import Injection
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.state import TrainState, init_state
@@ -53,7 +54,10 @@ class Stage:
         return {"stage": self.number} if self.name else {}
 
     def begin(
-        self, before: TrainState, optimizer: optax.GradientTransformation
+        self,
+        before: TrainState,
+        optimizer: optax.GradientTransformation,
+        questions: int | None = None,
     ) -> TrainState:
         """The state before the stage's first step.
 
@@ -66,6 +70,7 @@ class Stage:
         Args:
           before: the last state of the stage before; not to be used any more.
           optimizer: of this stage.
+          questions: of its task.
         """
         state = init_state(
             before.trainable,
@@ -73,6 +78,7 @@ class Stage:
             self.recipe,
             before.rng,
             frozen=before.frozen,
+            questions=questions,
         )
         cursor = jnp.zeros_like(before.cursor) if self.own_task else before.cursor
         return state.replace(step=before.step, cursor=cursor)
@@ -132,6 +138,22 @@ def _make_recipe(name: str | None, config: Config, recipe: Recipe | None) -> Rec
                 "reprompt that says what the teacher sees; give it one, such as "
                 "Reprompt()."
             )
+        _check_groups(recipe, config.training.group_size)
     except InputError as error:
         raise InputError(f"stages.{name}: {error}") if name else error from None
     return recipe
+
+
+def _check_groups(recipe: Recipe, group_size: int) -> None:
+    """Refuses a group size that the recipe cannot work with."""
+    if not recipe.rollouts and group_size != 1:
+        raise InputError(
+            f"training.group_size={group_size}: recipe {recipe.name!r} samples "
+            "nothing, a group is one demonstration; set training.group_size=1."
+        )
+    for transform in recipe.group_transforms:
+        if isinstance(transform, Injection):
+            try:
+                transform.check_group_size(group_size)
+            except ValueError as error:
+                raise InputError(f"recipe {recipe.name!r}: {error}") from None

@@ -7,6 +7,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -26,7 +27,9 @@ class TrainState(struct.PyTreeNode):
       teacher: the self-teacher's parameters, shaped like `trainable`; None where the
         recipe has none of its own (no teacher, or a live one).
       reference: the parameters that training began with, where a term asks for them.
-      gate: per-prompt posteriors of injecting recipes, or None.
+      gate: ``[R, 2]`` float64 on the host, the posteriors of the success rates of the
+        task's R questions, for recipes that remember them; else None. No update reads
+        or writes it.
       rng: the run's key. Nothing consumes it: step ``k`` draws from
         ``fold_in(rng, k)``, so that a resumed run repeats it exactly.
       cursor: int32, prompts drawn since the start.
@@ -52,6 +55,7 @@ def init_state(
     key: jax.Array,
     *,
     frozen: chex.ArrayTree | None = None,
+    questions: int | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -61,8 +65,10 @@ def init_state(
       recipe: decides whether copies for a teacher or a reference are kept.
       key: a typed PRNG key, ``jax.random.key(seed)``.
       frozen: parameters that complete `params` but are not trained.
+      questions: R, of the task, for recipes with a `posterior_discount`.
     """
     own_teacher = recipe.teacher.keeps_parameters
+    remembers = recipe.posterior_discount is not None and questions is not None
 
     def zero():  # arrays of one's own: a donated buffer must not appear twice
         return jnp.zeros((), jnp.int32)
@@ -76,7 +82,7 @@ def init_state(
         opt_state=optimizer.init(params),
         teacher=_copy(params, jnp.float32) if own_teacher else None,
         reference=_copy(params) if "reference" in recipe.needs else None,
-        gate=None,
+        gate=np.ones((questions, 2)) if remembers else None,
         rng=key,
         cursor=zero(),
     )

@@ -86,12 +86,19 @@ def teacher_accuracy(
     texts = decode_responses(tokenizer, rollouts.tokens[:count], rollouts.mask[:count])
     prompts = groups.prompts.take(np.repeat(asked, samples).tolist())
     verdicts = pool.judge(task.judge, prompts, texts)
-    own = [
-        np.mean([bool(verdict.success) for verdict in groups.verdicts[p]])
-        for p in asked
-    ]
+    own = [_own_accuracy(groups, int(p)) for p in asked]
     return {
         "teacher/accuracy": float(np.mean([bool(v.success) for v in verdicts])),
         "teacher/student_accuracy": float(np.mean(own)),
         "teacher/questions": float(len(asked)),
     }
+
+
+def _own_accuracy(groups: Groups, p: int) -> float:
+    """Of the samples of group p that the student wrote."""
+    given = groups.is_teacher
+    wrote = [
+        given is None or not given[p, g].any() for g in range(len(groups.judged[p]))
+    ]
+    right = [bool(verdict.success) for verdict in groups.verdicts[p]]
+    return float(np.mean([r for r, own in zip(right, wrote, strict=True) if own]))

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxrl_post.errors import InputError
 from jaxrl_post.information import information_gain, local_multipliers
 from jaxrl_post.models.policy import Policy
-from jaxrl_post.recipes.batch import Batch, split_batch
+from jaxrl_post.recipes.batch import Batch, own_tokens, split_batch
 from jaxrl_post.recipes.grpo import sampled_logps
 from jaxrl_post.recipes.recipe import Recipe, Scores, Term
 from jaxrl_post.reduction import Reduction, token_weights
@@ -216,8 +216,8 @@ def _weighted_loss(recipe: Recipe, scores: Scores, part: Batch):
             for name, metric in term.metrics(scores, part).items():
                 sums[name] = _token_sum(metric, counted)
     if recipe.log_entropy:
-        trained = part.loss_mask & part.sequence_mask[:, None]
-        sums["entropy"] = _token_sum(scores["entropy"], trained)
+        own = own_tokens(part) & part.sequence_mask[:, None]
+        sums["entropy"] = _token_sum(scores["entropy"], own)
     if recipe.information is not None:
         sums |= _information(recipe, scores, part)
     by_kind = [
@@ -393,14 +393,16 @@ def _with_weights(recipe: Recipe, batch: Batch) -> Batch:
     weights = {}
     for term in recipe.terms:
         mask = batch.loss_mask if term.mask is None else term.mask(batch)
+        over = mask if term.over is None else term.over(batch)
         weight, denominator = token_weights(
-            mask & batch.loss_mask,
+            over & batch.loss_mask,
             mode=term.reduction,
             sequence_mask=batch.sequence_mask,
             group_size=batch.size // batch.contexts.shape[0],
             denominator=None if term.denominator is None else term.denominator(batch),
         )
-        weights[_weights_of(term)] = weight / jnp.maximum(denominator, _SMALLEST)
+        weight = jnp.where(mask, weight, 0) / jnp.maximum(denominator, _SMALLEST)
+        weights[_weights_of(term)] = weight
     return batch.replace(extras={**batch.extras, **weights})
 
 
