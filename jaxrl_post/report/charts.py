@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxrl_post.report.axes import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    Steps,
+    draw_marks,
+    scale,
+    x_ticks,
+    y_ticks,
+)
 from jaxrl_post.training.progress import format_count
 
-WIDTH, HEIGHT = 360, 176
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 8, 8, 22
 _MOST_POINTS = 240
 _SMOOTHED_FROM = 25
+_NO_STEPS = Steps()
 
 Point = tuple[float, float | None]
 
@@ -25,42 +38,46 @@ class Line:
       label: its name in the legend.
       points: ``(x, y)`` by growing x; a y of None is a gap.
       band: ``(x, low, high)`` to shade around it.
+      figure: what the legend says of it; its last value where that is None.
     """
 
     label: str
     points: Sequence[Point]
     band: Sequence[tuple[float, float, float]] = ()
+    figure: str | None = None
 
 
-def line_chart(title: str, lines: Sequence[Line], *, smooth: bool = True) -> str:
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    smooth: bool = True,
+    steps: Steps = _NO_STEPS,
+    level: tuple[str, float] | None = None,
+) -> str:
     """A titled chart with its legend, which names the last value of each line.
 
     Args:
       title: what is shown, with its unit; empty for none.
       lines: up to six are told apart by colour.
       smooth: whether a long line is drawn as its moving average, itself faint behind.
+      steps: that the chart shares with others.
+      level: name and value of a dashed level line.
     """
-    xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points if y is not None]
     ys += [end for line in lines for _, *ends in line.band for end in ends]
     if not ys:
         return ""
-    x_axis, y_axis = _Axis(min(xs), max(xs), whole=True), _Axis(min(ys), max(ys))
-    x_place = _scale(x_axis, _LEFT, WIDTH - _RIGHT)
-    y_place = _scale(y_axis, HEIGHT - _BOTTOM, _TOP)
-    parts = []
-    for y in y_axis.ticks:
-        at = f"{y_place(y):.1f}"
-        parts.append(
-            f'<path class="grid" d="M{_LEFT} {at}H{WIDTH - _RIGHT}"/>'
-            f'<text class="tick" x="{_LEFT - 6}" y="{at}" dy=".32em" text-anchor="end">'
-            f"{y_axis.label(y)}</text>"
-        )
-    for x in x_axis.ticks:
-        parts.append(
-            f'<text class="tick" x="{x_place(x):.1f}" y="{HEIGHT - 6}" '
-            f'text-anchor="middle">{x_axis.label(x)}</text>'
-        )
+    ys += [level[1]] if level else []
+    xs = [*(x for line in lines for x, _ in line.points), *steps.span]
+    x_axis, y_axis = Axis(min(xs), max(xs), whole=True), Axis(min(ys), max(ys))
+    x_place = scale(x_axis, LEFT, WIDTH - RIGHT)
+    y_place = scale(y_axis, HEIGHT - BOTTOM, TOP)
+    parts = [y_ticks(y_axis, y_place), x_ticks(x_axis, x_place)]
+    parts.append(draw_marks(steps, x_axis, x_place))
+    if level:
+        at = f"{y_place(level[1]):.1f}"
+        parts.append(f'<path class="level" d="M{LEFT} {at}H{WIDTH - RIGHT}"/>')
     for index, line in enumerate(lines):
         color = f"c{index % 6}"
         if line.band:
@@ -69,25 +86,40 @@ def line_chart(title: str, lines: Sequence[Line], *, smooth: bool = True) -> str
             outline = " ".join(up + down[::-1])
             parts.append(f'<polygon class="band {color}" points="{outline}"/>')
         averaged = smooth and len(line.points) >= _SMOOTHED_FROM
+        smoothed = [p for part in _parts(line.points, steps) for p in _smooth(part)]
         for points, faint in (
             (line.points, " faint" if averaged else ""),
-            *([(_smooth(line.points), "")] if averaged else []),
+            *([(smoothed, "")] if averaged else []),
         ):
             for run in _runs(_thin(points)):
                 places = [(x_place(x), y_place(y)) for x, y in run]
                 parts.append(_stroke(places, f"line {color}{faint}"))
+        if not averaged and _is_sparse(line.points):
+            known = [(x_place(x), y_place(y)) for x, y in line.points if y is not None]
+            parts += [_stroke([place], f"line {color}") for place in known]
+    figures = [line.figure or _last(line.points) for line in lines]
     legend = "".join(
         f'<span><i class="c{index % 6}"></i>{html.escape(line.label)} '
-        f"<b>{_last(line.points)}</b></span>"
-        for index, line in enumerate(lines)
+        f"<b>{html.escape(figure)}</b></span>"
+        for index, (line, figure) in enumerate(zip(lines, figures, strict=True))
     )
     if len(lines) == 1 and title:
-        legend = f"<b>{_last(lines[0].points)}</b>"
+        legend = f"<span><b>{html.escape(figures[0])}</b></span>"
+    if level:
+        legend += (
+            f'<span><i class="dash"></i>{html.escape(level[0])} '
+            f"<b>{format_value(level[1])}</b></span>"
+        )
+    return figure_of(title, legend, "".join(parts))
+
+
+def figure_of(title: str, legend: str, drawing: str) -> str:
+    """A chart's title, legend and drawing, the last two in HTML and SVG."""
     return (
         f"<figure><figcaption>{f'<h3>{html.escape(title)}</h3>' if title else ''}"
         f'<div class="legend">{legend}</div></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title, quote=True)}">{"".join(parts)}</svg></figure>'
+        f'aria-label="{html.escape(title, quote=True)}">{drawing}</svg></figure>'
     )
 
 
@@ -118,47 +150,9 @@ def share_bar(title: str, parts: Sequence[tuple[str, float, str]]) -> str:
     )
 
 
-class _Axis:
-    """Round numbers that span a range of values."""
-
-    def __init__(self, low: float, high: float, *, whole: bool = False) -> None:
-        if high - low <= 1e-9 * max(abs(low), abs(high)):  # the rest is rounding
-            margin = 1.0 if whole else abs(low) / 2 or 1.0
-            low, high = (low, high + margin) if whole else (low - margin, high + margin)
-        raw = (high - low) / 4
-        size = 10.0 ** math.floor(math.log10(raw))
-        step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.999)
-        if whole:
-            step = max(1.0, math.ceil(step))
-            first, last = math.ceil(low / step), math.floor(high / step)
-            self.low, self.high = low, high
-        else:
-            first, last = math.floor(low / step), math.ceil(high / step)
-            self.low, self.high = first * step, last * step
-        self.ticks = [index * step for index in range(first, last + 1)]
-        self._step = step
-
-    def label(self, value: float) -> str:
-        largest = max(map(abs, self.ticks))
-        units = {"G": 1e9, "M": 1e6, "k": 1e3}
-        name, unit = next(
-            ((name, unit) for name, unit in units.items() if largest >= 10 * unit),
-            ("", 1.0),
-        )
-        step = self._step / unit
-        if step < 1e-4:
-            return f"{value / unit:.6g}{name}"
-        places = max(0, -math.floor(math.log10(step) + 1e-9))
-        # A step of 2.5 or 0.25 needs one more place than its size.
-        places += round(step * 10**places, 9) % 1 > 0
-        return f"{value / unit:.{places}f}{name if value else ''}"
-
-
-def _scale(axis: _Axis, start: float, end: float) -> Callable[[float], float]:
-    def place(value: float) -> float:
-        return start + (value - axis.low) / (axis.high - axis.low) * (end - start)
-
-    return place
+def _is_sparse(points: Sequence[Point]) -> bool:
+    """Whether a line was measured now and then, so that its points are worth a dot."""
+    return len(points) > 1 and points[-1][0] - points[0][0] >= 2 * (len(points) - 1)
 
 
 def _stroke(places: Sequence[tuple[float, float]], style: str) -> str:
@@ -180,6 +174,16 @@ def _runs(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
     return [run for run in runs if run]
 
 
+def _parts(points: Sequence[Point], steps: Steps) -> list[Sequence[Point]]:
+    """The points between the marks."""
+    starts = [-math.inf, *(step for step, _ in steps.marks)]
+    ends = [*starts[1:], math.inf]
+    return [
+        [(x, y) for x, y in points if start <= x < end]
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
 def _smooth(points: Sequence[Point]) -> list[Point]:
     """Straight lines fitted locally, over a tenth of the points on either side.
 
@@ -187,6 +191,8 @@ def _smooth(points: Sequence[Point]) -> list[Point]:
     ends. Gaps stay gaps.
     """
     reach = len(points) // 10
+    known = [y for _, y in points if y is not None] or [0.0]
+    lowest, highest = min(known), max(known)
     smoothed: list[Point] = []
     for center, (x, y) in enumerate(points):
         if y is not None:
@@ -201,6 +207,7 @@ def _smooth(points: Sequence[Point]) -> list[Point]:
                     wy, wxy = wy + weight * near, wxy + weight * offset * near
             spread = w0 * w2 - w1**2
             y = (w2 * wy - w1 * wxy) / spread if spread > 0 else wy / w0
+            y = min(max(y, lowest), highest)  # a share stays one
         smoothed.append((x, y))
     return smoothed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ from jaxrl_post.report.evaluations import (
     format_interval,
     format_score,
 )
-from jaxrl_post.report.run import Run, read_run
+from jaxrl_post.report.panels import FURTHER, SECTIONS, Drawn, Section
+from jaxrl_post.report.run import Run, is_of_teacher, read_run
 from jaxrl_post.training.metrics import replace_text
 from jaxrl_post.training.progress import format_seconds
 from jaxrl_post.training.statistics import Estimate
@@ -59,13 +61,11 @@ def build(run_dir: str | Path) -> Path:
     name = html.escape(run.path.resolve().name)
     parts = [_header(run, name), _evaluations(run)]
     charts = panels.sections(run)
-    further = charts.pop("Further metrics", [])
-    speed = "".join(charts.pop("Speed", []) + [panels.time_bar(run)])
-    parts += [_section(title, "".join(items)) for title, items in charts.items()]
-    parts += [_section("Speed", speed), _samples(run)]
-    if further:
-        body = f'<div class="grid">{"".join(further)}</div>'
-        parts.append(f"<details><summary>Further metrics</summary>{body}</details>")
+    parts += [_section(section, charts.get(section.title)) for section in SECTIONS]
+    parts.append(_samples(run))
+    if further := charts.get(FURTHER):
+        body = f'<div class="grid">{"".join(further.charts)}</div>'
+        parts.append(f"<details><summary>{FURTHER}</summary>{body}</details>")
     if run.config_text:
         text = html.escape(run.config_text)
         parts.append(f"<details><summary>Config</summary><pre>{text}</pre></details>")
@@ -77,36 +77,72 @@ def build(run_dir: str | Path) -> Path:
 
 
 def _header(run: Run, name: str) -> str:
-    named = [run.setting(key) for key in ("recipe.name", "task.name", "model.path")]
-    recipe, task, model = (html.escape(str(x)) if x else "" for x in named)
+    recipe, task, model = (
+        html.escape(_in_turn(run.settings(key), ", then "))
+        for key in ("recipe.name", "task.name", "model.path")
+    )
     lead = " ".join(
         filter(
             None,
             (recipe, task and f"on {task},", model and f"starting from {model}"),
         )
     )
-    total = run.setting("training.steps")
-    prompts, group = (
-        run.setting(f"training.{key}") for key in ("prompts_per_step", "group_size")
-    )
-    times = [y for p in panels.PHASES for _, y in run.series(f"time/{p}") if y]
-    facts = {
-        "Steps": f"{run.last_step} of {total}" if total else run.last_step,
-        "Time": format_seconds(sum(times)) if times else None,
-        "Batch": f"{prompts} prompts × {group}" if prompts and group else None,
-        "Learning rate": run.setting("optimizer.learning_rate"),
-        "Temperature": run.setting("sampling.temperature"),
-        "Seed": run.setting("run.seed"),
-    }
     items = "".join(
         f"<div><dt>{label}</dt><dd>{html.escape(str(value))}</dd></div>"
-        for label, value in facts.items()
-        if value is not None
+        for label, value in {**_facts(run), **_demonstrations(run)}.items()
+        if value not in (None, "")
     )
     lead = f"<p>{lead}</p>" if lead else ""
     empty = "" if run.rows else "<p>No step has been finished yet.</p>"
     facts_list = f"<dl>{items}</dl>" if items else ""
     return f"<header><h1>{name}</h1>{lead}</header>{facts_list}{empty}"
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    parts = [steps for steps in run.settings("training.steps") if steps]
+    times = [y for p in panels.PHASES for _, y in run.series(f"time/{p}") if y]
+    # A run that only imitates makes steps and samples nothing.
+    samples = run.last_step == 0 or "time/generate" in run.keys()
+    prompts, groups, temperatures = (
+        run.settings(key)
+        for key in (
+            "training.prompts_per_step",
+            "training.group_size",
+            "sampling.temperature",
+        )
+    )
+    batches = [
+        f"{p} prompts" + (f" × {g}" if samples and g else "") if p else None
+        for p, g in zip(prompts, groups, strict=True)
+    ]
+    # No line ends between a stage and its steps.
+    stages = [f"{name}\N{NO-BREAK SPACE}{a}–{b}" for name, (a, b) in run.stages.items()]
+    return {
+        "Steps": f"{run.last_step} of {sum(parts)}" if parts else run.last_step,
+        "Stages": ", ".join(stages),
+        "Time": format_seconds(sum(times)) if times else None,
+        "Batch": _in_turn(batches),
+        "Learning rate": _in_turn(run.settings("optimizer.learning_rate")),
+        "Temperature": _in_turn(temperatures) if samples else None,
+        "Seed": run.setting("run.seed"),
+    }
+
+
+def _demonstrations(run: Run) -> dict[str, str]:
+    """What became of the data set's demonstrations when it was loaded."""
+    shares = {label: run.series(key) for key, label in panels.DEMONSTRATIONS.items()}
+    known = {k: [y for _, y in s if y is not None] for k, s in shares.items()}
+    return {k: f"{ys[-1]:.1%}" for k, ys in known.items() if ys}
+
+
+def _in_turn(values: list[Any], then: str = ", ") -> str:
+    """Values of the stages in words, neighbours' equal ones once.
+
+    >>> _in_turn([0.1, 0.1, None, 0.01])
+    '0.1, 0.01'
+    """
+    known = [str(value) for value in values if value is not None]
+    return then.join(value for value, _ in itertools.groupby(known))
 
 
 def _evaluations(run: Run) -> str:
@@ -164,10 +200,15 @@ def _gain(name: str, gain: float | None) -> str:
     return f'<td class="{tone}">{words}</td>'
 
 
-def _section(title: str, charts: str) -> str:
-    if not charts:
+def _section(section: Section, drawn: Drawn | None) -> str:
+    if drawn is None:
         return ""
-    return f'<section><h2>{title}</h2><div class="grid">{charts}</div></section>'
+    style = "grid together" if section.together else "grid"
+    notes = "".join(f'<p class="note">{note}</p>' for note in drawn.notes)
+    return (
+        f"<section><h2>{section.title}</h2>"
+        f'<div class="{style}">{"".join(drawn.charts)}</div>{notes}</section>'
+    )
 
 
 def _samples(run: Run) -> str:
@@ -197,9 +238,14 @@ def _sample(row: Mapping[str, Any]) -> str:
         judgement.append(f"<small>advantage {row['advantage']:+.2f}</small>")
     if row.get("feedback"):
         judgement.append(f"<small>{html.escape(str(row['feedback']))}</small>")
+    badge = ""
+    if is_of_teacher(row):
+        count = row.get("teacher_tokens")
+        words = "teacher" if row.get("teacher") else f"first {count} tokens: teacher"
+        badge = f'<span class="badge">{words}</span>'
     return (
         f'<tr><td><div class="text prompt">{_text(row.get("prompt"))}</div></td>'
-        f'<td><div class="text">{_text(row.get("response"))}</div></td>'
+        f'<td>{badge}<div class="text">{_text(row.get("response"))}</div></td>'
         f"<td>{'<br>'.join(judgement)}</td></tr>"
     )
 

@@ -41,12 +41,33 @@ class Run:
         """The last step done, 0 before the first."""
         return max((row["step"] for row in self.rows), default=0)
 
+    @property
+    def stages(self) -> dict[str, tuple[int, int]]:
+        """First and last step done of each stage by its name; empty without stages."""
+        names = list(self._stage_configs)
+        done: dict[str, tuple[int, int]] = {}
+        for row in self.rows:
+            if (number := row.get("stage")) and row["step"]:
+                known = number <= len(names)
+                name = names[number - 1] if known else f"stage {number}"
+                first, _ = done.get(name, (row["step"], 0))
+                done[name] = first, row["step"]
+        return done
+
     def setting(self, dotted: str) -> Any:
         """A value of the config, or None: ``run.setting("training.steps")``."""
-        value: Any = self.config
-        for key in dotted.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
+        return _lookup(self.config, dotted)
+
+    def settings(self, dotted: str) -> list[Any]:
+        """The value in every stage in turn, or the one value of a run without any."""
+        own = [_lookup(stage, dotted) for stage in self._stage_configs.values()]
+        whole = self.setting(dotted)
+        return [whole if value is None else value for value in own] or [whole]
+
+    @property
+    def _stage_configs(self) -> Mapping[str, Any]:
+        stages = self.config.get("stages")
+        return stages if isinstance(stages, dict) else {}
 
     def keys(self) -> list[str]:
         """Names of all metrics that are a number in some row, sorted."""
@@ -61,7 +82,10 @@ class Run:
         ]
 
     def completions(self, step: int, limit: int) -> list[dict[str, Any]]:
-        """Completions of a step, those of different prompts first, at most `limit`."""
+        """Completions of a step, those of different prompts first, at most `limit`.
+
+        One that a teacher wrote is among them, where there is one.
+        """
         rows = list(itertools.islice(_read_lines(self.completion_files[step]), 4096))
         seen: set[Any] = set()
         first: list[dict[str, Any]] = []
@@ -70,7 +94,11 @@ class Run:
             prompt = str(row.get("prompt_id"))
             (others if prompt in seen else first).append(row)
             seen.add(prompt)
-        return (first + others)[:limit]
+        shown = (first + others)[:limit]
+        written = next(filter(is_of_teacher, rows), None)
+        if written and not any(map(is_of_teacher, shown)):
+            shown[-1] = written
+        return shown
 
 
 def read_run(path: str | Path) -> Run:
@@ -102,6 +130,17 @@ def read_run(path: str | Path) -> Run:
         rows=read_metrics(metrics) if metrics.exists() else [],
         completion_files=files,
     )
+
+
+def is_of_teacher(row: Row) -> bool:
+    """Whether a completion is a demonstration, or begins with one's first tokens."""
+    return bool(row.get("teacher") or row.get("teacher_tokens"))
+
+
+def _lookup(tree: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -101,13 +101,21 @@ def describe(row: Mapping[str, Any]) -> str:
 
     >>> describe({"reward/mean": 0.5, "length/mean": 23.25, "time/judge": 1.0})
     'reward 0.500  length 23.2'
+
+    A step without rollouts has its loss:
+
+    >>> describe({"loss": 0.25, "throughput/trained_tokens_per_second": 18_200.0})
+    'loss 0.250  18.2k tokens/s'
     """
-    speed = "throughput/generated_tokens_per_second"
-    parts = (
-        ("reward/mean", lambda x: f"reward {x:.3f}"),
-        ("length/mean", lambda x: f"length {x:.1f}"),
-        (speed, lambda x: f"{format_count(x)} tokens/s"),
-    )
+    samples = "reward/mean" in row
+    parts = [("loss", lambda x: f"loss {x:.3f}")]
+    if samples:
+        parts = [
+            ("reward/mean", lambda x: f"reward {x:.3f}"),
+            ("length/mean", lambda x: f"length {x:.1f}"),
+        ]
+    speed = f"throughput/{'generated' if samples else 'trained'}_tokens_per_second"
+    parts.append((speed, lambda x: f"{format_count(x)} tokens/s"))
     return "  ".join(form(row[key]) for key, form in parts if row.get(key) is not None)
 
 

@@ -8,8 +8,10 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from report_page import figures
 
 from jaxrl_post.report import charts
+from jaxrl_post.report.axes import HEIGHT, Axis, Steps
 from jaxrl_post.report.charts import Line, line_chart, share_bar
 
 
@@ -48,7 +50,7 @@ def test_axes_have_round_labels():
 )
 def test_axis_ticks_are_distinct_and_few_and_cover_the_values(low, extent, whole):
     high = low + extent
-    axis = charts._Axis(low, high, whole=whole)
+    axis = Axis(low, high, whole=whole)
     assert 1 <= len(axis.ticks) <= 7 or whole
     rounding = 1e-6 * extent
     assert axis.low <= low + rounding and high - rounding <= axis.high
@@ -62,11 +64,14 @@ def test_large_numbers_have_one_unit():
     assert ticks(svg, "end") == ["10k", "20k", "30k", "40k", "50k"]
 
 
-@pytest.mark.parametrize("value", [0.0, 0.25, -3.0, 1e9])
-def test_a_constant_is_a_level_line(value):
+@pytest.mark.parametrize("value", [0.0, 0.25, -3.0, 1.0, 1e9])
+def test_a_constant_is_a_level_line_beside_zero(value):
     svg = line_chart("x", [Line("x", [(1, value), (2, value)])])
     (a, b) = polylines(svg)[0]
-    assert a[1] == b[1] and 0 < a[1] < charts.HEIGHT
+    assert a[1] == b[1] and 0 < a[1] < HEIGHT
+    assert "0" in [tick.rstrip("0").rstrip(".") or "0" for tick in ticks(svg, "end")]
+    figure = figures(svg)["x"]
+    assert [y for _, y in figure.lines[""]] == pytest.approx([value] * 2, rel=1e-3)
 
 
 def test_a_gap_breaks_the_line():
@@ -137,3 +142,55 @@ def test_shares_are_in_proportion():
     bar = share_bar("Time", [("generate", 30.0, "0:30"), ("update", 90.0, "1:30")])
     assert re.findall(r"width:([\d.]+)%", bar) == ["25.00", "75.00"]
     assert "update <b>1:30</b>" in bar
+
+
+def test_points_measured_now_and_then_have_dots():
+    sparse, dense = [(1, 0.5), (20, 0.6), (40, 0.9)], [(x, x / 4) for x in range(5)]
+    figure = figures(line_chart("T", [Line("a", sparse), Line("b", dense)]))["T"]
+    assert list(figure.dots) == ["a"]
+    assert figure.dots["a"] == [pytest.approx(p, abs=0.1) for p in sparse]
+
+
+def test_a_chart_reaches_over_the_shared_steps_and_marks_them():
+    steps = Steps(span=(1, 101), marks=[(21, "a<b"), (500, "never")])
+    svg = line_chart("T", [Line("x", [(50, 1.0), (60, 2.0)])], steps=steps)
+    figure = figures(svg)["T"]
+    assert ticks(svg, "middle") == ["25", "50", "75", "100"]
+    assert figure.lines[""] == [
+        pytest.approx((50, 1.0), abs=0.3),
+        pytest.approx((60, 2.0), abs=0.3),
+    ]
+    ((at, name),) = figure.marks
+    assert name == "a<b" and at == pytest.approx(20.5, abs=0.2)
+
+
+@pytest.mark.parametrize("cap", [2.0, 30.0])
+def test_a_level_line_is_inside_and_in_the_legend(cap):
+    figure = figures(
+        line_chart("T", [Line("x", [(1, 1.0), (2, 1.5)])], level=("cap", cap))
+    )["T"]
+    assert figure.level == pytest.approx(cap, rel=0.01)
+    assert figure.legend == {"": "1.500", "cap": f"{cap:.{3 if cap < 10 else 1}f}"}
+
+
+def test_smoothing_stays_within_the_values():
+    points = [(x, float(x < 3)) for x in range(60)]
+    assert all(0 <= y <= 1 for _, y in charts._smooth(points))
+
+
+def test_smoothing_does_not_cross_a_mark():
+    points = [(x, 2.0 if x < 31 else 0.5) for x in range(1, 61)]
+
+    def smoothed(steps):
+        raw, smooth = polylines(line_chart("T", [Line("x", points)], steps=steps))
+        return raw, smooth
+
+    raw, smooth = smoothed(Steps(marks=[(31, "rl")]))
+    assert smooth == raw
+    raw, smooth = smoothed(Steps())
+    assert smooth != raw
+
+
+def test_a_figure_of_the_legend_in_place_of_the_last_value():
+    figure = figures(line_chart("T", [Line("x", [(1, 1.0), (2, 0.0)], figure="5 <%")]))
+    assert figure["T"].legend == {"": "5 <%"}
