@@ -1,6 +1,6 @@
 """Algorithms side by side on the science task, with seeds: a pilot, and its table.
 
-    python scripts/compare.py distillation --jobs 2   # or: mixed
+    python scripts/compare.py distillation --cores 0 1   # or: mixed
     python scripts/compare.py distillation --table    # only the table
 
 Every run is `jaxrl-post train` with the config and the overrides that its line of
@@ -78,6 +78,47 @@ STUDIES = {
             "teacher, last step": ("teacher/accuracy", "last"),
             "student there ": ("teacher/student_accuracy", "last"),
             "mean ρ": ("information/multiplier", "mean"),
+        },
+    ),
+    "mixed": Study(
+        common=(
+            "task.levels=[3,4]",
+            "training.steps=40",
+            "training.evaluate_every=20",
+        ),
+        variants={
+            "GRPO": ("grpo_science", ()),
+            "SFT": ("sft_science", ()),
+            "SFT, then GRPO": (
+                "sft_then_grpo_science",
+                ("training.steps=20", "stages.sft.training.steps=20"),
+            ),
+            "SRFT, paper": ("srft_science", ()),
+            "SRFT, released": ("srft_science", ("recipe.preset=released",)),
+            "replace_sft": ("replace_sft_science", ()),
+            "LUFFY": ("luffy_science", ()),
+            "HAPO": ("hapo_science", ()),
+            "HAPO, advantage": ("hapo_science", ("recipe.teacher_weight=advantage",)),
+            "HAPO, doubt": ("hapo_science", ("recipe.teacher_weight=doubt",)),
+            "HAPO, Thompson": ("hapo_science", ("recipe.gate=thompson",)),
+            "HAPO, posterior x 0.9": (
+                "hapo_science",
+                ("recipe.posterior_discount=0.9",),
+            ),
+            "HAPO, annealed": (
+                "hapo_science",
+                ("recipe.threshold={kind: annealed, start: 0.8}",),
+            ),
+            "HAPO + PGPO": ("hapo_pgpo_science", ()),
+        },
+        columns={
+            "zero-variance groups": ("reward/zero_std_groups", "mean"),
+            "after injection": ("injection/zero_std_groups", "mean"),
+            "teacher samples, first ten": ("injection/count", "first ten"),
+            "last ten": ("injection/count", "last ten"),
+            "length, last ten": ("length/mean", "last ten"),
+            "reward, last ten": ("reward/mean", "last ten"),
+            "teacher right": ("demonstrations/available", "first"),
         },
     ),
 }
