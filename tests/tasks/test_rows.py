@@ -134,6 +134,17 @@ def test_hub_ids_go_to_datasets(monkeypatch):
     assert calls == [(("some/set", "main"), {"split": "test"})]
 
 
+def test_a_data_set_that_the_hub_does_not_give_is_bad_input(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError, match="'some/set' is no local .*no network.*copy"):
+        tasks.load("rows", split="test", source="some/set")
+
+
 def test_bad_input(tmp_path):
     source = write(tmp_path / "d.jsonl", [{"prompt": "p", "answr": "1"}])
     with pytest.raises(InputError, match="no column 'answer'; did you mean 'answr'"):
