@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxrl_post.errors import InputError, nearest
-from jaxrl_post.tasks.base import Row, RowsTask, Task
+from jaxrl_post.tasks.base import Row, RowsTask, Task, nobody
 from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.tasks.rewards import from_reward_function
 
@@ -53,6 +53,8 @@ def load(
         task.judge = from_reward_function(**reward)
     elif reward is not None:
         task.judge = from_reward_function(reward)
+    elif task.judge is nobody:
+        nobody(task.rows([]), [])  # better now than in the middle of a run
     return task
 
 

@@ -56,6 +56,23 @@ def test_columns_by_name(tmp_path):
     assert [v.reward for v in task.judge(prompts, ["Rome"])] == [1.0]
 
 
+def test_rows_without_answers_need_a_reward_function(tmp_path):
+    source = write(tmp_path / "d.jsonl", [{"prompt": "Hi?", "tone": "kind"}])
+    with pytest.raises(InputError, match="no column 'answer'"):
+        tasks.load("rows", source=source)
+    with pytest.raises(InputError, match="the rows have no answers.*reward=module:"):
+        tasks.load("rows", source=source, answer=None)
+    task = tasks.load("rows", source=source, answer=None, reward=by_tone)
+    assert task.judge(task.rows([0]), ["yes"])[0].reward == 4.0
+    assert "answer" not in task.rows([0]).columns[0]
+    own = tasks.load("rows", source=source, answer=None, judge="builtins:len")
+    assert own.judge is len
+
+
+def by_tone(completions, tone):
+    return [float(len(word)) for word in tone]
+
+
 def test_prompts_of_messages(tmp_path):
     turns = [
         {"role": "system", "content": "S"},
