@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import doctest
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
+
+from jaxrl_post import cli
+from jaxrl_post.cli import train
+from jaxrl_post.training.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -42,6 +48,28 @@ def run_doctest(snippet):
     report: list[str] = []
     runner.run(examples, out=report.append)
     assert not runner.failures, "".join(report)
+
+
+def test_configs_in_yaml_are_valid():
+    """A fragment stands in a config; its sections replace that one's."""
+    whole = yaml.safe_load((ROOT / "configs" / "grpo_science.yaml").read_text())
+    texts = re.findall(r"^```yaml\n(.*?)^```$", README.read_text(), flags=re.M | re.S)
+    assert texts
+    for text in texts:
+        tree = yaml.safe_load(text)
+        blocks = {} if "task" in tree else whole["evaluation"]
+        Config.from_dict({**whole, "evaluation": blocks, **tree}, text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_are_understood(page, monkeypatch):
+    """Arguments of `jaxrl-post`, and the configs and overrides among them."""
+    monkeypatch.chdir(ROOT)
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^jaxrl-post .*$", text, flags=re.M):
+        arguments = cli._parse(shlex.split(line, comments=True)[1:])
+        if arguments.run is train.run:
+            load_config(arguments.config, arguments.overrides)
 
 
 def test_files_and_targets_named_in_readme_exist():

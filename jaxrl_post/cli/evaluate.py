@@ -21,12 +21,14 @@ WHAT is one of
   a config file   its model, before any training
   a run's folder  its newest checkpoint
   a model         science_base, a Hugging Face folder or hub id, or a GGUF file, on
-                  the task named by --task
+                  the test split of the task named by --task
 
   jaxrl-post evaluate runs/quickstart evaluation.science.samples=32
-  jaxrl-post evaluate science_base --task science evaluation.science.split=test"""
+  jaxrl-post evaluate science_base --task science evaluation.science.levels=[3]"""
 
 SAMPLES = 16
+LENGTH = 256
+"""Tokens of a prompt, and of an answer, at most: together the embedded model's 512."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +88,16 @@ def _config(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
     if is_config:
         return load_config(path, overrides), None
     task = arguments.task or "science"
+    block = task.replace(":", ".")  # of a task of one's own; a name in metrics
     tree = {
         "model": {"path": arguments.what},
-        "task": {"name": task},
+        "task": {"name": task, "max_prompt_length": LENGTH},
+        "sampling": {"max_new_tokens": LENGTH},
         # Demanded of every config; an evaluation uses neither.
         "recipe": {"name": "grpo"},
         "training": {"steps": 0},
-        "evaluation": {task: {"samples": SAMPLES}},
+        # Not every task has a validation split, which is a config's default.
+        "evaluation": {block: {"split": "test", "samples": SAMPLES}},
     }
     for assignment in overrides:
         override(tree, assignment)

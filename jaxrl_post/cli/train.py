@@ -63,10 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show(run_dir: Path) -> None:
-    """Prints a run's evaluations, writes its report and prints where."""
+    """Prints a run's evaluations, writes its report where that is due, says where."""
     from jaxrl_post import report
     from jaxrl_post.cli.tables import comparison_table
 
     if comparisons := report.compare_evaluations(report.read_run(run_dir).rows):
         print(comparison_table(comparisons))
-    print(f"report: {report.build(run_dir)}")
+    page, metrics = run_dir / "report.html", run_dir / "metrics.jsonl"
+    if not page.exists() or page.stat().st_mtime_ns < metrics.stat().st_mtime_ns:
+        page = report.build(run_dir)
+    print(f"report: {page}")

@@ -12,11 +12,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxrl_post.errors import InputError, nearest
-from jaxrl_post.tasks.base import Row, RowsTask, Task
+from jaxrl_post.tasks.base import Row, RowsTask, Task, nobody
 from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.tasks.rewards import from_reward_function
 
-__all__ = ["BUILT_IN", "Row", "RowsTask", "Task", "from_reward_function", "load"]
+__all__ = [
+    "BUILT_IN",
+    "Row",
+    "RowsTask",
+    "Task",
+    "from_reward_function",
+    "load",
+    "options_of",
+]
 
 BUILT_IN = ("gsm8k", "math", "reasoning_gym", "rows", "science", "sciknoweval")
 """Names that `load` knows: modules of this package, each with a function ``load``."""
@@ -39,14 +47,40 @@ def load(
     Raises:
       InputError: unknown name, unknown option, or a value that the task refuses.
     """
-    loader = _loader(name)
-    _check_options(name, loader, options)
-    task = loader(split=split, **options)
+    _check_options(name, options)
+    task = _loader(name)(split=split, **options)
     if isinstance(reward, Mapping):
         task.judge = from_reward_function(**reward)
     elif reward is not None:
         task.judge = from_reward_function(reward)
+    elif task.judge is nobody:
+        nobody(task.rows([]), [])  # better now than in the middle of a run
     return task
+
+
+def options_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The options that a task takes besides ``split`` and ``reward``.
+
+    Args:
+      name: as in `load`. A built-in task's module is imported for it, no data.
+
+    Returns:
+      Their names, and the names of those that must be given; None where the task takes
+      any.
+
+    Raises:
+      InputError: unknown name.
+
+    >>> options_of("reasoning_gym")[1]
+    ('dataset',)
+    """
+    parameters = inspect.signature(_loader(name)).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    named = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    named = [p for p in named if p.name != "split"]
+    needed = tuple(p.name for p in named if p.default is p.empty)
+    return tuple(p.name for p in named), needed
 
 
 def _loader(name: str) -> Callable[..., Task]:
@@ -60,19 +94,15 @@ def _loader(name: str) -> Callable[..., Task]:
     return importlib.import_module(f"{__name__}.{name}").load
 
 
-def _check_options(
-    name: str, loader: Callable[..., Task], options: dict[str, Any]
-) -> None:
-    parameters = inspect.signature(loader).parameters.values()
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    accepted = [p.name for p in named if p.name != "split"]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for option in options:
-            if option not in accepted:
-                raise InputError(
-                    f"Task {name!r} has no option {option!r}; "
-                    + nearest(option, accepted)
-                )
-    for p in named:
-        if p.default is p.empty and p.name != "split" and p.name not in options:
-            raise InputError(f"Task {name!r} needs the option {p.name!r}.")
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    if (known := options_of(name)) is None:
+        return
+    accepted, needed = known
+    for option in options:
+        if option not in accepted:
+            raise InputError(
+                f"Task {name!r} has no option {option!r}; " + nearest(option, accepted)
+            )
+    for option in needed:
+        if option not in options:
+            raise InputError(f"Task {name!r} needs the option {option!r}.")

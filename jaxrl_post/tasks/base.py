@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxrl_post.errors import InputError
-from jaxrl_post.types import Judge, Message, Prompts
+from jaxrl_post.types import Judge, Message, Prompts, Verdict
 
 
 @runtime_checkable
@@ -82,6 +82,18 @@ def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.intp]:
         raise ValueError(f"seed is {seed}; it must not be negative.")
     stream = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64))
     return np.argsort(stream.random_raw(rows), kind="stable")
+
+
+def nobody(prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
+    """The judge of rows without answers, until a reward function takes its place.
+
+    Raises:
+      InputError: whenever it is asked.
+    """
+    raise InputError(
+        "Nothing says what completions are worth: the rows have no answers. Name a "
+        "reward function (reward=module:function), a judge, or the column of answers."
+    )
 
 
 class RowsTask:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl_post.errors import InputError, nearest
-from jaxrl_post.tasks.base import Row, RowsTask
+from jaxrl_post.tasks.base import Row, RowsTask, nobody
 from jaxrl_post.tasks.extraction import final_answer
 from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.tasks.sources import column, read
@@ -26,7 +26,7 @@ def load(
     source: str,
     subset: str | None = None,
     prompt: str = "prompt",
-    answer: str = "answer",
+    answer: str | None = "answer",
     demonstration: str | None = None,
     judge: str | None = None,
     system: str | None = None,
@@ -47,7 +47,8 @@ def load(
         per split, or a Hub id.
       subset: configuration of the Hub's data set.
       prompt: column of the question: a text, or a list of messages.
-      answer: column of the answer.
+      answer: column of the answer; None: there is none, and what completions are worth
+        is for a reward function (see `tasks.load`) or a judge of your own to say.
       demonstration: column of a worked solution; None: there is none.
       judge: one of `JUDGES`, or ``module:function`` (a `Judge`). By default ``"math"``
         for verl's layout, else ``"exact"``.
@@ -69,21 +70,29 @@ def load(
         key = json.dumps([origin, messages])
         repeats[key] += 1
         if key not in found:
-            gold = _ground_truth(record) if _is_verl(record) else column(record, answer)
-            others = {k: v for k, v in record.items() if k != prompt}
+            columns = {k: v for k, v in record.items() if k != prompt}
+            if _is_verl(record):
+                columns["answer"] = _ground_truth(record)
+            elif answer is not None:
+                columns["answer"] = column(record, answer)
             found[key] = Row(
                 id=f"{origin}/{i}",
                 messages=messages,
-                columns=others | {"answer": gold},
+                columns=columns,
                 demonstration=column(record, demonstration) if demonstration else None,
             )
     rows = [
         replace(row, columns={**row.columns, "repeats": repeats[key]})
         for key, row in found.items()
     ]
-    if judge is None:
-        judge = "math" if any(_is_verl(record) for record in records) else "exact"
-    return RowsTask(Path(source).stem, rows, named_judge(judge))
+    verl = any(_is_verl(record) for record in records)
+    if judge is not None:
+        found_judge = named_judge(judge)
+    elif answer is None and not verl:
+        found_judge = nobody
+    else:
+        found_judge = named_judge("math" if verl else "exact")
+    return RowsTask(Path(source).stem, rows, found_judge)
 
 
 def named_judge(name: str) -> Judge:

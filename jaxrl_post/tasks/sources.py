@@ -23,7 +23,8 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
       subset: configuration of the Hub's data set.
 
     Raises:
-      InputError: a folder without the split, or a broken line, with its number.
+      InputError: a folder without the split; a broken line, with its number; a data set
+        that the Hub does not have or that cannot be fetched.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -34,7 +35,14 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
         raise InputError(f"There is no file or folder {source!r}.")
     import datasets
 
-    return list(datasets.load_dataset(source, subset, split=split))
+    try:
+        return list(datasets.load_dataset(source, subset, split=split))
+    except Exception as error:  # the client raises a dozen unrelated types
+        raise InputError(
+            f"{source!r} is no local file or folder, and fetching its split {split!r} "
+            f"from the Hugging Face hub failed ({type(error).__name__}: {error}). "
+            "Check the name, the split and the connection, or name a local copy."
+        ) from error
 
 
 def local(path: str | Sequence[str] | None) -> str | None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import yaml
 
 from jaxrl_post.errors import ConfigError, nearest
+from jaxrl_post.training.configchecks import problems_of
 from jaxrl_post.training.configfile import (
     build,
     inherited,
@@ -146,7 +147,8 @@ class TrainingConfig:
       updates_per_step: equal parts that a step's groups are split into, one optimizer
         update for each.
       micro_batch_tokens: bound on the tokens (contexts and responses, padding
-        included) of one forward and backward pass; null: a whole update at once.
+        included) of one forward and backward pass; null: a whole update at once. Holds
+        at least one sequence of the greatest length.
       chunk_size: tokens whose logits exist at one time; null: chosen for the memory.
       max_skipped_updates: updates in a row that may be skipped for non-finite
         gradients before the run stops.
@@ -289,7 +291,7 @@ class Config:
           ConfigError: with every problem found, each named by its dotted key.
         """
         config = build(cls, tree, source)
-        if problems := _problems(config):
+        if problems := problems_of(config):
             raise ConfigError(source, problems)
         config = _resolved(config, default_dir=str(Path("runs", Path(source).stem)))
         problems = [x for name in config.stages for x in config._problems_of(name)]
@@ -382,44 +384,3 @@ def _resolved(config: Config, default_dir: str) -> Config:
         )
     run = dataclasses.replace(config.run, dir=config.run.dir or default_dir)
     return dataclasses.replace(config, run=run, evaluation=blocks)
-
-
-def _problems(config: Config) -> list[str]:
-    """What is wrong although each key for itself is right."""
-    problems = []
-    training, sampling, mesh = config.training, config.sampling, config.mesh
-    if training.prompts_per_step % training.updates_per_step:
-        problems.append(
-            f"training.updates_per_step={training.updates_per_step}: must divide "
-            f"training.prompts_per_step={training.prompts_per_step}, for the groups of "
-            "a step are shared out evenly"
-        )
-    if not sampling.allow_truncated_sampling:
-        problems += [
-            f"sampling.{name}={getattr(sampling, name)!r}: truncated sampling makes "
-            "rollouts off-policy; leave it to evaluation blocks, or set "
-            "sampling.allow_truncated_sampling=true"
-            for name in ("top_k", "top_p", "min_p")
-            if getattr(sampling, name) is not None
-        ]
-    sizes = dataclasses.asdict(mesh)
-    problems += [
-        f"mesh.{axis}=0: must be a number of devices, or -1 for the rest"
-        for axis, size in sizes.items()
-        if size == 0
-    ]
-    if list(sizes.values()).count(-1) > 1:
-        rest_of = [f"mesh.{axis}=-1" for axis, size in sizes.items() if size == -1]
-        problems.append(f"{' and '.join(rest_of)}: only one axis can be the rest")
-    for name, block in config.evaluation.items():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.@-]*", name):
-            problems.append(
-                f"evaluation.{name!r}: a block's name is part of metric names; use "
-                "letters, digits and . _ - @"
-            )
-        if block.greedy and block.samples > 1:
-            problems.append(
-                f"evaluation.{name}.samples={block.samples}: greedy completions are "
-                "all the same; set samples to 1"
-            )
-    return problems

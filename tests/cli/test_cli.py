@@ -74,6 +74,10 @@ def test_bad_input_is_one_error_before_anything_heavy_is_imported(config, tmp_pa
         ["evaluate", config, "evaluation={}"],
         ["evaluate", config, "--task=gsm8k"],
         ["evaluate", "science_base", "modle.path=x"],
+        ["train", config, "task.max_promt_length=9"],
+        ["train", config, "task.name=scince"],
+        ["evaluate", config, "evaluation.science.smaples=9"],
+        ["evaluate", "science_base", "--task=rows"],
         ["sample", "science_base", "-n", "0"],
         ["sample", "science_base", "--temperature", "nan"],
         ["sample", "science_base", "-n", "2", "--temperature", "0"],
@@ -103,7 +107,11 @@ def test_bad_input_is_one_error_before_anything_heavy_is_imported(config, tmp_pa
         assert error.count("error: ") == 1, (argv, error)
     assert "training.stepz" in errors[1] and "training.steps'" in errors[1]
     assert "evaluation.test.samples" in errors[5]
-    assert "temperature nan" in errors[9]
+    assert "max_promt_length=9: no such key" in errors[8]
+    assert "'max_prompt_length'" in errors[8] and "'science'" in errors[9]
+    assert "did you mean 'samples'?" in errors[10]
+    assert "task.source: missing" in errors[11] and "temperature nan" in errors[13]
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_and_version(capsys):
@@ -235,6 +243,37 @@ def test_evaluate_knows_configs_runs_and_models(config, module, tmp_path):
     assert third.model.path == "some/model.gguf" and no_run is None
     assert third.evaluation["gsm8k"].rows == 9
     assert third.evaluation["gsm8k"].task == "gsm8k"
+
+
+def test_a_model_alone_is_measured_on_its_task_s_test_split(module):
+    calls = []
+    module("evaluation", evaluate_run=lambda *args: calls.append(args) or {})
+    assert cli.main(["evaluate", "science_base"]) == 0
+    task = ["--task", "my_tasks:load", "evaluation.my_tasks.load.rows=9"]
+    assert cli.main(["evaluate", "science_base", *task]) == 0
+    (science, _), (own, _) = calls
+    assert science.evaluation["science"].split == "test"
+    # What an answer may be longest, the embedded model has positions for.
+    block = science.evaluation["science"]
+    assert block.max_prompt_length + block.max_new_tokens <= 512
+    (name, block), *others = own.evaluation.items()
+    assert (name, block.task, block.rows) == ("my_tasks.load", "my_tasks:load", 9)
+    assert not others
+
+
+def test_a_finished_run_s_report_is_left_alone(config, module, tmp_path, capsys):
+    module("loop", run=lambda config, progress: None, Interrupted=Interrupted)
+    write_run(tmp_path / "run", BASE, {"step": 1}, FINAL)
+    page = tmp_path / "run" / "report.html"
+    pages = []
+    for _ in range(2):
+        assert cli.main(["train", config]) == 0
+        assert str(page) in capsys.readouterr().out
+        pages.append(page.stat().st_mtime_ns)
+    assert pages[0] == pages[1]
+    os.utime(tmp_path / "run" / "metrics.jsonl", ns=(0, pages[1] + 1))
+    assert cli.main(["train", config]) == 0
+    assert page.stat().st_mtime_ns > pages[1]
 
 
 def test_report_prints_the_paths(tmp_path, capsys):

@@ -56,6 +56,23 @@ def test_columns_by_name(tmp_path):
     assert [v.reward for v in task.judge(prompts, ["Rome"])] == [1.0]
 
 
+def test_rows_without_answers_need_a_reward_function(tmp_path):
+    source = write(tmp_path / "d.jsonl", [{"prompt": "Hi?", "tone": "kind"}])
+    with pytest.raises(InputError, match="no column 'answer'"):
+        tasks.load("rows", source=source)
+    with pytest.raises(InputError, match="the rows have no answers.*reward=module:"):
+        tasks.load("rows", source=source, answer=None)
+    task = tasks.load("rows", source=source, answer=None, reward=by_tone)
+    assert task.judge(task.rows([0]), ["yes"])[0].reward == 4.0
+    assert "answer" not in task.rows([0]).columns[0]
+    own = tasks.load("rows", source=source, answer=None, judge="builtins:len")
+    assert own.judge is len
+
+
+def by_tone(completions, tone):
+    return [float(len(word)) for word in tone]
+
+
 def test_prompts_of_messages(tmp_path):
     turns = [
         {"role": "system", "content": "S"},
@@ -132,6 +149,17 @@ def test_hub_ids_go_to_datasets(monkeypatch):
     task = tasks.load("rows", split="test", source="some/set", subset="main")
     assert task.rows([0]).messages[0][0]["content"] == "p"
     assert calls == [(("some/set", "main"), {"split": "test"})]
+
+
+def test_a_data_set_that_the_hub_does_not_give_is_bad_input(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError, match="'some/set' is no local .*no network.*copy"):
+        tasks.load("rows", split="test", source="some/set")
 
 
 def test_bad_input(tmp_path):

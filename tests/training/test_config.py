@@ -95,7 +95,8 @@ def test_resolved_text_means_the_same_config(path, tmp_path):
 
 def test_free_sections_keep_every_key(path):
     """A key that `task` has no field for is the task's argument, also in YAML."""
-    tree = load_config(path, ["task.anything={deep: [1, {x: y}]}"]).to_dict()
+    own = ["task={name: mine:load, anything: {deep: [1, {x: y}]}}", "evaluation={}"]
+    tree = load_config(path, own).to_dict()
     assert tree["task"]["anything"] == {"deep": [1, {"x": "y"}]}
     assert "options" not in tree["task"]
 
@@ -130,6 +131,14 @@ def test_free_sections_keep_every_key(path):
         ("evaluation.science.greedy=true", "evaluation.science.samples=16: greedy"),
         ("evaluation.a/b.rows=1", "evaluation.'a/b': a block's name"),
         ("model={}", "model.path: missing"),
+        ("training.micro_batch_tokens=99", "must be at least 1056, the tokens of the"),
+        ("task.levls=[1]", "task.levls=[1]: no such key; did you mean 'levels'?"),
+        ("task.max_promt_length=9", "did you mean 'max_prompt_length'?"),
+        ("task.name=scince", "task.name='scince': there is no such task; did you mean"),
+        ("evaluation.science.smaples=2", "did you mean 'samples'?"),
+        ("evaluation.science.levls=2", "evaluation.science.levls=2: no such key; did"),
+        ("evaluation.science.task=rows", "evaluation.science.source: missing"),
+        ("evaluation.science.task=rwos", "evaluation.science.task='rwos': there is no"),
         ("stages.rl.run.seed=3", "no section of a stage; known: optimizer, recipe,"),
         ("stages.rl.training.stpes=3", "training.stpes=3: no such key"),
     ],

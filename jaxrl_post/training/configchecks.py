@@ -1,0 +1,107 @@
+"""What is wrong with a config although each key for itself is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jaxrl_post import tasks
+from jaxrl_post.errors import nearest
+
+if TYPE_CHECKING:
+    from jaxrl_post.training.config import Config
+
+
+def problems_of(config: Config) -> list[str]:
+    """One line per problem, each begins with the dotted key."""
+    problems = []
+    training, sampling, mesh = config.training, config.sampling, config.mesh
+    if training.prompts_per_step % training.updates_per_step:
+        problems.append(
+            f"training.updates_per_step={training.updates_per_step}: must divide "
+            f"training.prompts_per_step={training.prompts_per_step}, for the groups of "
+            "a step are shared out evenly"
+        )
+    if not sampling.allow_truncated_sampling:
+        problems += [
+            f"sampling.{name}={getattr(sampling, name)!r}: truncated sampling makes "
+            "rollouts off-policy; leave it to evaluation blocks, or set "
+            "sampling.allow_truncated_sampling=true"
+            for name in ("top_k", "top_p", "min_p")
+            if getattr(sampling, name) is not None
+        ]
+    longest = config.task.max_prompt_length + sampling.max_new_tokens
+    if (bound := training.micro_batch_tokens) is not None and bound < longest:
+        problems.append(
+            f"training.micro_batch_tokens={bound}: must be at least {longest}, the "
+            "tokens of the longest sequence (task.max_prompt_length + "
+            "sampling.max_new_tokens)"
+        )
+    sizes = dataclasses.asdict(mesh)
+    problems += [
+        f"mesh.{axis}=0: must be a number of devices, or -1 for the rest"
+        for axis, size in sizes.items()
+        if size == 0
+    ]
+    if list(sizes.values()).count(-1) > 1:
+        rest_of = [f"mesh.{axis}=-1" for axis, size in sizes.items() if size == -1]
+        problems.append(f"{' and '.join(rest_of)}: only one axis can be the rest")
+    for name, block in config.evaluation.items():
+        if not re.fullmatch(r"[A-Za-z0-9][\w.@-]*", name):
+            problems.append(
+                f"evaluation.{name!r}: a block's name is part of metric names; use "
+                "letters, digits and . _ - @"
+            )
+        if block.greedy and block.samples > 1:
+            problems.append(
+                f"evaluation.{name}.samples={block.samples}: greedy completions are "
+                "all the same; set samples to 1"
+            )
+    return problems + _task_problems(config)
+
+
+def _task_problems(config: Config) -> list[str]:
+    """Tasks that do not exist, and options that they do not have or lack."""
+    task = config.task
+    problems = _problems_of_task("task", "name", task.name, task, task.options)
+    for name, block in config.evaluation.items():
+        path = f"evaluation.{name}"
+        if block.task:
+            problems += _problems_of_task(
+                path, "task", block.task, block, block.options
+            )
+        elif task.name in tasks.BUILT_IN:  # what the block inherits was looked at above
+            problems += _unknown_options(path, task.name, block, block.options)
+    return problems
+
+
+def _problems_of_task(
+    path: str, key: str, name: str, section: Any, options: Mapping[str, Any]
+) -> list[str]:
+    if ":" in name:  # a module of the user's, which reading a config does not import
+        return []
+    if name not in tasks.BUILT_IN:
+        hint = nearest(name, tasks.BUILT_IN)
+        return [f"{path}.{key}={name!r}: there is no such task; {hint}"]
+    _, needed = tasks.options_of(name) or ((), ())
+    return _unknown_options(path, name, section, options) + [
+        f"{path}.{option}: missing; the task {name!r} needs it"
+        for option in needed
+        if option not in options
+    ]
+
+
+def _unknown_options(
+    path: str, name: str, section: Any, options: Mapping[str, Any]
+) -> list[str]:
+    if (known := tasks.options_of(name)) is None:
+        return []
+    keys = {f.name for f in dataclasses.fields(section) if not f.metadata.get("rest")}
+    keys |= {*known[0], "reward"}
+    return [
+        f"{path}.{option}={value!r}: no such key; {nearest(option, keys)}"
+        for option, value in options.items()
+        if option not in keys
+    ]
