@@ -173,9 +173,16 @@ def test_several_updates_dynamic_sampling_and_mixed_options(tiny_config):
 
 
 def test_pgpo_resumes_to_the_same_end(tiny_config, tmp_path):
-    """The teacher, its contexts and the modulation come back too."""
+    """The teacher, its contexts and the modulation, which adapts, come back too."""
     options = {
-        "recipe": {"name": "pgpo", "top_k": 5, "max_length": 64, "sensitivity": 2.0},
+        "recipe": {
+            "name": "pgpo",
+            "top_k": 5,
+            "max_length": 64,
+            "sensitivity": 2.0,
+            "adapt": {"target": 1.5, "rate": 0.5},
+            "weights": "token",
+        },
         "training": {"steps": 3, "updates_per_step": 2},
         "evaluation": {},
     }
@@ -189,6 +196,7 @@ def test_pgpo_resumes_to_the_same_end(tiny_config, tmp_path):
     assert lasting(read_metrics(tmp_path / "cut")) == lasting(rows)
     assert any(row["teacher/reprompted"] > 0 for row in rows[1:])
     assert any(row["information/multiplier"] != 1 for row in rows[1:])
+    assert len({row["information/sensitivity"] for row in rows[1:]}) == 3
     for a, b in zip(
         jax.tree.leaves(result.state.replace(rng=0)),
         jax.tree.leaves(resumed.state.replace(rng=0)),
