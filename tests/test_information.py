@@ -143,7 +143,7 @@ def test_local_multipliers_of_gains_that_are_not_finite_are_one():
         ("sequence", [[1.0, 1.0, 1.0], [e[2], e[2], 1.0]]),
     ):
         found = local_multipliers(
-            student, jnp.zeros((2, 3)), mask, level=level, **bounds
+            student, jnp.zeros((2, 3)), mask, level=level, **ALPHA
         )
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 

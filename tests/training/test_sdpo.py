@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import chex
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_policy import PARAMS, POLICY, TIME
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_policy import GROUPS, PARAMS, POLICY, TIME
 from whole_logits import (
     ROWS,
     TEACHER,
@@ -120,6 +123,82 @@ def test_pgpo_scales_the_step_of_the_whole_batch():
     scaled = jax.tree.map(lambda p, s: p + rho * (s - p), PARAMS, plain.trainable)
     chex.assert_trees_all_close(whole.trainable, scaled, atol=1e-6)
     chex.assert_trees_all_close(cut.trainable, whole.trainable, atol=2e-5)
+
+
+@functools.cache
+def everything_at_once(micro_batch_tokens=None):
+    """PGPO with all that may depend on how a batch is laid out; compiled once each."""
+    recipe = recipes.pgpo(top_k=5, weights="token", policy_gradient_weight=0.25)
+    optimizer = optax.chain(optax.sgd(1.0), recipe.information.transform())
+    update = make_update_step(
+        POLICY, recipe, optimizer, micro_batch_tokens=micro_batch_tokens
+    )
+
+    def run(batch):
+        params, teacher = jax.tree.map(jnp.copy, (PARAMS, TEACHER))
+        state = init_state(params, optimizer, recipe, jax.random.key(0))
+        state, metrics = update(state.replace(teacher=teacher), batch)
+        return state.trainable, metrics
+
+    return run
+
+
+def permuted(batch, order):
+    """The batch with its sequences in another order, and their contexts as before."""
+    rows = {
+        name: np.asarray(getattr(batch, name))[order]
+        for name in (
+            *("responses", "token_mask", "loss_mask", "sequence_mask", "advantages"),
+            *("sampler_logps", "teacher_index"),
+        )
+    }
+    return batch.replace(**rows, extras={k: v[order] for k, v in batch.extras.items()})
+
+
+def padded(batch, garbage):
+    """Wider contexts and responses, with garbage wherever a mask allows it."""
+
+    def pad(x, left=0, right=0):
+        return np.pad(x, ((0, 0), (left, right)), constant_values=x.dtype.type(garbage))
+
+    def widen(contexts, mask, by):
+        return pad(np.where(mask, contexts, garbage), by), np.pad(
+            mask, ((0, 0), (by, 0))
+        )
+
+    contexts, context_mask = widen(batch.contexts, batch.context_mask, 3)
+    taught, taught_mask = widen(batch.teacher_contexts, batch.teacher_context_mask, 2)
+    mask = np.pad(batch.token_mask, ((0, 0), (0, 2)))
+    return batch.replace(
+        contexts=contexts,
+        context_mask=context_mask,
+        teacher_contexts=taught,
+        teacher_context_mask=taught_mask,
+        responses=pad(np.where(batch.token_mask, batch.responses, garbage), right=2),
+        token_mask=mask,
+        loss_mask=mask,
+        sampler_logps=np.where(mask, pad(batch.sampler_logps, right=2), np.nan),
+    )
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.lists(st.booleans(), min_size=GROUPS, max_size=GROUPS),
+    st.integers(0, 18),
+)
+def test_layout_changes_nothing(seed, swapped, garbage):
+    """Siblings in another order, padding, micro-batches of one sequence."""
+    batch = distillation_batch(seed)
+    order = np.arange(ROWS) ^ np.repeat(swapped, 2)
+    whole = everything_at_once()
+    expected = whole(batch)
+    for other in (
+        whole(permuted(batch, order)),
+        whole(padded(batch, garbage)),
+        everything_at_once(9 + 5 + 2 * TIME)(batch),
+    ):
+        chex.assert_trees_all_close(other, expected, atol=2e-5, rtol=2e-5)
 
 
 def test_nothing_to_distil_moves_nothing():
