@@ -30,23 +30,26 @@ def test_readme_has_snippets():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_snippets(page, tmp_path, monkeypatch):
-    """Those of a page run in order, in one folder; `# name.py` on top saves a file."""
+    """Those of a page run in order, in one folder; `# name.py` on top saves a file.
+    Sessions (`>>>`) of a page share their names."""
+    names: dict = {}
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for snippet in snippets(page):
         if name := re.match(r"# (\w+\.py)\n", snippet):
             (tmp_path / name[1]).write_text(snippet)
         elif ">>>" in snippet:
-            run_doctest(snippet)
+            run_doctest(snippet, names)
         else:
             exec(compile(snippet, "snippet", "exec"), {"__name__": "__main__"})
 
 
-def run_doctest(snippet):
-    examples = doctest.DocTestParser().get_doctest(snippet, {}, "snippet", None, 0)
+def run_doctest(snippet, names):
+    examples = doctest.DocTestParser().get_doctest(snippet, names, "snippet", None, 0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     report: list[str] = []
-    runner.run(examples, out=report.append)
+    runner.run(examples, out=report.append, clear_globs=False)
+    names.update(examples.globs)
     assert not runner.failures, "".join(report)
 
 

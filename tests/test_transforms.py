@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrl_post.information import information_gain
+from jaxrl_post.information import AdaptiveSensitivity, information_gain
 from jaxrl_post.reduction import Reduction
 from jaxrl_post.transforms import (
     ScaleByInformationState,
@@ -172,6 +172,92 @@ def test_delay_removes_the_bias_of_using_the_batch_twice():
         run(0).mean(), (2 - np.exp(-1)) / np.sqrt(2 * np.pi), atol=0.06
     )
     np.testing.assert_allclose(run(1).mean(), 0.0, atol=0.08)
+
+
+def adapted(gains, adapt, sensitivity=1.0, **options):
+    """Multipliers and the alphas behind the next ones, over a series of gains."""
+    transform = scale_by_information(sensitivity, adapt=adapt, **options)
+
+    def step(state, gain):
+        _, state = transform.update(gain, state, information=gain)
+        return state, (state.multiplier, state.sensitivity)
+
+    scan = jax.jit(lambda gains: jax.lax.scan(step, transform.init(gains[0]), gains)[1])
+    return jax.tree.map(np.asarray, scan(jnp.asarray(gains, jnp.float32)))
+
+
+def test_adaptive_sensitivity_step_by_step():
+    gains = (0.5, np.nan, 0.2, -0.1, 0.9)
+    adapt = AdaptiveSensitivity(target=1.4, quantile=0.8, rate=0.3)
+    alpha, expected = 1.0, []
+    for gain in gains:
+        multiplier = 1.0
+        if np.isfinite(gain):
+            multiplier = rho(gain, alpha)
+            alpha *= np.exp(0.3 * (float(multiplier <= 1.4) - 0.8))
+        expected.append((multiplier, alpha))
+    found = np.stack(adapted(gains, adapt), 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # The multiplier of a delayed update is that of its gain's own alpha.
+    late, alphas = adapted(gains, adapt, delay=1)
+    np.testing.assert_allclose(late, [1.0, *found[:-1, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(alphas, found[:, 1].astype(np.float32))
+
+
+@pytest.mark.parametrize("start", [0.05, 8.0])
+def test_adaptive_sensitivity_rests_at_the_quantile(start):
+    """Gains ~ N(0.3, 0.2) have the quantile 0.8 at 0.4683: alpha = log 1.5 / 0.4683."""
+    gains = 0.3 + 0.2 * np.random.default_rng(1).standard_normal(8000)
+    adapt = AdaptiveSensitivity(target=1.5, quantile=0.8, rate=0.02)
+    multipliers, alphas = adapted(gains, adapt, start)
+    # It telescopes: the share is the quantile up to what alpha has moved.
+    moved = np.log(alphas[-1] / start) / (0.02 * len(gains))
+    np.testing.assert_allclose((multipliers <= 1.5).mean(), 0.8 + moved, atol=1e-3)
+    settled = slice(4000, None)
+    assert abs((multipliers[settled] <= 1.5).mean() - 0.8) < 0.01
+    resting = np.log(alphas[settled]).mean()
+    np.testing.assert_allclose(resting, np.log(np.log(1.5) / 0.4683), atol=0.05)
+
+
+def test_adaptive_sensitivity_has_a_bound():
+    adapt = AdaptiveSensitivity(rate=1.0, max_sensitivity=3.0)
+    _, alphas = adapted([-0.1] * 9, adapt)
+    assert alphas[-1] == 3.0 and np.all(np.diff(alphas) >= 0)
+
+
+def test_adaptive_sensitivity_inside_wrappers():
+    """Injected, in a chain, with donated state, as in a chain of one's own."""
+    adapt = AdaptiveSensitivity(target=1.3, quantile=0.8, rate=0.2)
+    options = {"sensitivity": 1.0, "adapt": adapt}
+    reference = [find(state) for _, state in steps(pgpo_adamw(0.1, **options))]
+    injected = optax.inject_hyperparams(pgpo_adamw, static_args=("delay",))
+    for optimizer in (
+        injected(0.1, **options),
+        optax.chain(optax.adam(0.1), scale_by_information(**options)),
+    ):
+        update = jax.jit(optimizer.update, donate_argnums=1)
+        state = jax.jit(optimizer.init)(PARAMS)
+        for k, gain in enumerate(GAINS):
+            _, state = update(grads_at(k), state, PARAMS, information=jnp.array(gain))
+            ours = find(state)
+            np.testing.assert_allclose(ours.sensitivity, reference[k].sensitivity)
+            np.testing.assert_allclose(ours.multiplier, reference[k].multiplier)
+        assert float(ours.sensitivity) != 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_multiplier": 1.5}, "above its target"),
+        ({"sensitivity": 0.0}, "sensitivity=0.0 is not in"),
+        ({"sensitivity": 11.0}, "sensitivity=11.0 is not in"),
+    ],
+)
+def test_an_adaptation_that_could_not_work_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        scale_by_information(
+            **({"sensitivity": 1.0, "adapt": AdaptiveSensitivity()} | arguments)
+        )
 
 
 def test_inject_hyperparams_with_a_schedule_for_the_sensitivity():

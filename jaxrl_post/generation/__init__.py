@@ -7,6 +7,7 @@ from jaxrl_post.generation.prompting import (
     decode_responses,
     encode_prompts,
     pad_contexts,
+    quote_special_tokens,
     stop_token_ids,
     tokenize_prompts,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "decode_responses",
     "encode_prompts",
     "pad_contexts",
+    "quote_special_tokens",
     "stop_token_ids",
     "tokenize_prompts",
 ]

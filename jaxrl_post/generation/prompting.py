@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,8 @@ def tokenize_prompts(
     With a chat template the text is what the template makes of the messages, and its
     own special tokens are all there are. Without one it is the contents one after the
     other, with the special tokens that the tokenizer puts around a text by default. A
-    plain string is taken as it is, in the same way.
+    plain string is taken as it is, in the same way. Names of special tokens become
+    those tokens wherever they stand, unless `quote_special_tokens` has quoted them.
 
     Args:
       tokenizer: a transformers tokenizer.
@@ -65,9 +67,52 @@ def tokenize_prompts(
             )
         else:
             text = "".join(message["content"] for message in conversation)
-        encoded = tokenizer(text, add_special_tokens=not templated)
-        rows.append(list(encoded["input_ids"]))
+        rows.append(_encode(tokenizer, text, add_special_tokens=not templated))
     return rows
+
+
+_OPEN, _CLOSE = (
+    "\ufdd0",
+    "\ufdd1",
+)  # no text has them: reserved for use inside a program
+_QUOTED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+
+
+def quote_special_tokens(tokenizer: Any, text: str) -> str:
+    """`text` in which the names of special tokens will be nothing but text.
+
+    A tokenizer turns `<|im_end|>` into the token that ends a turn, wherever it stands.
+    Text that others wrote, inserted into a conversation, must not end one:
+    `tokenize_prompts` spells out what is quoted here, as the ordinary tokens of its
+    characters. Text without such names is returned as it is.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      text: goes into a message.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    names = {token.content for token in added if token.special}
+    names.update(tokenizer.all_special_tokens)
+    found = [name for name in names if name and name in text]
+    if not found:
+        return text
+    # Longest first: one name may begin with another.
+    pattern = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
+    return re.sub(pattern, lambda match: f"{_OPEN}{match[0]}{_CLOSE}", text)
+
+
+def _encode(tokenizer: Any, text: str, add_special_tokens: bool) -> list[int]:
+    ids: list[int] = []
+    for i, piece in enumerate(_QUOTED.split(text)):
+        if i % 2:
+            ids += tokenizer(
+                piece, add_special_tokens=False, split_special_tokens=True
+            )["input_ids"]
+        elif piece or i == 0:
+            # What the tokenizer puts before a text goes before its first piece.
+            begins = add_special_tokens and i == 0
+            ids += tokenizer(piece, add_special_tokens=begins)["input_ids"]
+    return ids
 
 
 def bucket(length: int, multiple: int) -> int:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxrl_post.recipes.groups import Groups
-from jaxrl_post.tasks.reprompt import DEFAULT, Templates
+from jaxrl_post.tasks.reprompt import DEFAULT, Templates, strip_thinking
 from jaxrl_post.types import Verdict
 
 DEMONSTRATIONS = ("first", "random", "shortest", "reference", "none")
@@ -35,7 +35,8 @@ class Privileged(NamedTuple):
 class Reprompt:
     """How teacher contexts come from judged groups (SDPO, arXiv 2601.20802).
 
-    A sample for which there is neither a solution nor feedback is not distilled.
+    A sample for which there is neither a solution nor feedback, blank ones included, is
+    not distilled.
 
     Attributes:
       demonstration: which successful sibling's completion is shown: the "first" in the
@@ -129,12 +130,13 @@ class Reprompt:
                 demonstration = groups.prompts.demonstrations[p]
             elif siblings and self.demonstration != "none":
                 demonstration = texts[self._pick(siblings, groups.lengths[p], rng)]
+            if demonstration is not None and self.remove_thinking:
+                demonstration = strip_thinking(demonstration)
+            demonstration = _if_said(demonstration)
             told = self.feedback == "always" or (
                 self.feedback == "without_demonstration" and demonstration is None
             )
-            feedback = verdict.feedback if told else None
-            if feedback is not None and not feedback.strip():
-                feedback = None
+            feedback = _if_said(verdict.feedback) if told else None
             chosen.append(Privileged(demonstration, feedback))
         return chosen
 
@@ -144,3 +146,8 @@ class Reprompt:
         if self.demonstration == "random":
             return siblings[int(rng.integers(len(siblings)))]
         return siblings[0]
+
+
+def _if_said(text: str | None) -> str | None:
+    """`text`, or None where it is blank: that tells the teacher nothing."""
+    return text if text and text.strip() else None

@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_post.generation import pad_contexts, tokenize_prompts
+from jaxrl_post.generation import (
+    pad_contexts,
+    quote_special_tokens,
+    tokenize_prompts,
+)
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.recipes.reprompt import Privileged, Reprompt
 from jaxrl_post.tasks.reprompt import reprompt_messages
@@ -118,16 +122,19 @@ def fit_context(
 
     What exceeds `Reprompt.max_length` is cut from the end of the demonstration and the
     feedback, in proportion to their lengths: question, instruction and generation
-    prompt stay whole, unless they alone are too long.
+    prompt stay whole, unless they alone are too long. Names of special tokens in
+    demonstration and feedback are text: they end no turn.
     """
 
-    def encode(demonstration, feedback):
+    def encode(*inserted):
+        demonstration, feedback = (
+            text and quote_special_tokens(tokenizer, text) for text in inserted
+        )
         conversation = reprompt_messages(
             messages,
             demonstration=demonstration,
             feedback=feedback,
             templates=reprompt.templates,
-            remove_thinking=reprompt.remove_thinking,
         )
         return tokenize_prompts(
             tokenizer, [conversation], chat_template_arguments=chat_template_arguments
@@ -138,7 +145,11 @@ def fit_context(
     if len(ids) <= reprompt.max_length:
         return ids, False
     pieces = [
-        tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        if text
+        else []
         for text in (demonstration, feedback)
     ]
     share = 1.0
@@ -147,7 +158,10 @@ def fit_context(
         total = share * sum(map(len, pieces))
         share = max(0.0, share * (1 - (len(ids) - reprompt.max_length) / total) - 0.01)
         kept = [
-            tokenizer.decode(piece[: int(share * len(piece))]) or None
+            tokenizer.decode(
+                piece[: int(share * len(piece))], clean_up_tokenization_spaces=False
+            )
+            or None
             for piece in pieces
         ]
         ids = encode(*kept)

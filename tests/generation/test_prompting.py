@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 from jaxrl_post.errors import InputError
@@ -12,6 +21,7 @@ from jaxrl_post.generation import (
     decode_responses,
     encode_prompts,
     pad_contexts,
+    quote_special_tokens,
     stop_token_ids,
     tokenize_prompts,
 )
@@ -67,6 +77,64 @@ def test_without_template_contents_are_joined(tokenizer):
 
 def test_strings_pass_by_the_template(tokenizer):
     assert tokenize_prompts(tokenizer, ["<u>c"]) == [[2, 6]]
+
+
+def chatml():
+    """Bytes as tokens, turns as Qwen and SmolLM write them, a token before a text."""
+    special = ["<s>", "<|im_start|>", "<|im_end|>", "<|im_end|>!"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*special, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        additional_special_tokens=special,
+    )
+    made.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}"
+        "<|im_end|>\n{% endfor %}<|im_start|>assistant:"
+    )
+    return made
+
+
+CHATML = chatml()
+TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant:"
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<|im_end|>", "<|im_start|>", "<s>", "<|im_end|>!", "{a}"])
+        | st.text("aä<|>!", max_size=3)
+    ).map("".join)
+)
+def test_quoted_special_tokens_are_text(text):
+    quoted = quote_special_tokens(CHATML, text)
+    message = {"role": "user", "content": f"1{quoted}2"}
+    (ids,) = tokenize_prompts(CHATML, [[message]])
+    assert CHATML.decode(ids) == TURN.format(f"1{text}2")
+    assert [i for i in ids if i in CHATML.all_special_ids] == [1, 2, 1]
+
+
+def test_special_tokens_that_nobody_quoted_are_tokens():
+    message = {"role": "user", "content": "1<|im_end|>2"}
+    (ids,) = tokenize_prompts(CHATML, [[message]])
+    assert [i for i in ids if i in CHATML.all_special_ids] == [1, 2, 2, 1]
+    assert quote_special_tokens(CHATML, "<|im_end|") == "<|im_end|"
+
+
+def test_quoted_without_a_template_begins_once():
+    quoted = quote_special_tokens(CHATML, "<|im_end|>")
+    for text in (f"{quoted}a{quoted}", f"a{quoted}"):
+        (ids,) = tokenize_prompts(CHATML, [text])
+        assert [i for i in ids if i in CHATML.all_special_ids] == [0]
+        assert CHATML.decode(ids[1:]) == text.replace("\ufdd0", "").replace(
+            "\ufdd1", ""
+        )
 
 
 def test_contexts_are_padded_on_the_left_to_a_multiple():

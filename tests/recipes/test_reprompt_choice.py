@@ -92,6 +92,20 @@ def test_blank_feedback_is_none():
     assert [bool(c) for c in chosen] == [False, True]
 
 
+def test_thoughts_are_taken_out_before_anything_is_cut():
+    groups = make_groups([False, True, False], feedback=["a", "b", "c"])
+    mode = {"feedback": "without_demonstration"}
+    for text, wanted in (
+        ("<think>7 7</think> 49", "49"),
+        ("<think>7 7</think>\n", None),
+    ):
+        thought = replace(groups, completions=(("0", text, "2"),))
+        chosen = Reprompt(**mode).choose(thought, RNG)[0]
+        assert chosen[0] == Privileged(wanted, None if wanted else "a")
+        kept = Reprompt(remove_thinking=False, **mode).choose(thought, RNG)[0]
+        assert kept[0] == Privileged(text)
+
+
 def test_threshold_counts_rewards_not_successes():
     groups = make_groups([False, False])
     half = tuple(Verdict(r, False) for r in (0.6, 0.4))

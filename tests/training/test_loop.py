@@ -173,9 +173,16 @@ def test_several_updates_dynamic_sampling_and_mixed_options(tiny_config):
 
 
 def test_pgpo_resumes_to_the_same_end(tiny_config, tmp_path):
-    """The teacher, its contexts and the modulation come back too."""
+    """The teacher, its contexts and the modulation, which adapts, come back too."""
     options = {
-        "recipe": {"name": "pgpo", "top_k": 5, "max_length": 64, "sensitivity": 2.0},
+        "recipe": {
+            "name": "pgpo",
+            "top_k": 5,
+            "max_length": 64,
+            "sensitivity": 2.0,
+            "adapt": {"target": 1.5, "rate": 0.5},
+            "weights": "token",
+        },
         "training": {"steps": 3, "updates_per_step": 2},
         "evaluation": {},
     }
@@ -189,6 +196,7 @@ def test_pgpo_resumes_to_the_same_end(tiny_config, tmp_path):
     assert lasting(read_metrics(tmp_path / "cut")) == lasting(rows)
     assert any(row["teacher/reprompted"] > 0 for row in rows[1:])
     assert any(row["information/multiplier"] != 1 for row in rows[1:])
+    assert len({row["information/sensitivity"] for row in rows[1:]}) == 3
     for a, b in zip(
         jax.tree.leaves(result.state.replace(rng=0)),
         jax.tree.leaves(resumed.state.replace(rng=0)),
@@ -197,8 +205,13 @@ def test_pgpo_resumes_to_the_same_end(tiny_config, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_mesh_trains_as_one_device_does(tiny_config, tmp_path):
+PGPO = {"name": "pgpo", "top_k": 5, "max_length": 64, "weights": "token"}
+
+
+@pytest.mark.parametrize("recipe", [{"name": "grpo"}, PGPO], ids=lambda r: r["name"])
+def test_a_mesh_trains_as_one_device_does(tiny_config, tmp_path, recipe):
     options = {
+        "recipe": recipe,
         "training": {"steps": 2, "prompts_per_step": 8, "group_size": 2},
         "evaluation": {},
     }
@@ -210,5 +223,7 @@ def test_a_mesh_trains_as_one_device_does(tiny_config, tmp_path):
     for one, eight in zip(rows["one"], rows["eight"], strict=True):
         assert one.keys() == eight.keys()
         assert one["reward/mean"] == eight["reward/mean"]  # the same tokens
-        for key in ("loss", "grad_norm", "entropy"):
+        modulation = [key for key in one if key.startswith("information/")]
+        assert (recipe is PGPO) == ("information/multiplier" in modulation)
+        for key in ("loss", "grad_norm", "entropy", *modulation):
             np.testing.assert_allclose(eight[key], one[key], rtol=1e-4, atol=1e-6)

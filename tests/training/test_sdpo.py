@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import chex
@@ -11,77 +12,68 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_policy import GROUP_SIZE, GROUPS, PARAMS, POLICY, TIME, make_batch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_policy import GROUPS, PARAMS, POLICY, TIME
+from whole_logits import (
+    ROWS,
+    TEACHER,
+    both_logits,
+    distillation_batch,
+    step,
+    token_losses,
+)
 
 from jaxrl_post import losses, recipes
+from jaxrl_post.information import information_gain
 from jaxrl_post.models.stack import decoder
-from jaxrl_post.training.forward import predicting_states
+from jaxrl_post.training.forward import compute_scores
 from jaxrl_post.training.state import init_state
 from jaxrl_post.training.update import make_update_step
 from jaxrl_post.transforms import scale_by_information
 
-ROWS = GROUPS * GROUP_SIZE
-TEACHER = POLICY.init(jax.random.key(7))
-
-
-def distillation_batch(seed=0):
-    rng = np.random.default_rng(100 + seed)
-    batch = make_batch(seed)
-    return batch.replace(
-        old_logps=None,
-        teacher_contexts=rng.integers(0, 19, (3, 9)).astype(np.int32),
-        teacher_context_mask=np.arange(9)[::-1] < np.array([[9], [5], [7]]),
-        teacher_index=rng.integers(0, 3, ROWS).astype(np.int32),
-        extras={
-            "distilled": np.arange(ROWS) % 4 != 1,
-            "distillation_weight": np.ones(ROWS, np.float32),
-        },
-    )
-
-
-def step(recipe, batch, optimizer, **options):
-    state = init_state(
-        jax.tree.map(jnp.copy, PARAMS), optimizer, recipe, jax.random.key(0)
-    ).replace(teacher=jax.tree.map(jnp.copy, TEACHER))
-    return make_update_step(POLICY, recipe, optimizer, **options)(state, batch)
-
-
-def logits(params, contexts, mask, index, batch):
-    states = predicting_states(
-        POLICY, params, contexts, mask, index, batch.responses, batch.token_mask
-    )
-    return states @ POLICY.unembedding(params)[:19].T
-
 
 def plain_loss(params, batch, teacher="ema", teacher_rate=0.05, **arguments):
     """SDPO's loss from logits that exist, and the entropies of both sides."""
-    kind = teacher
-    student = logits(params, batch.contexts, batch.context_mask, None, batch)
-    teacher = logits(
-        TEACHER,
-        batch.teacher_contexts,
-        batch.teacher_context_mask,
-        batch.teacher_index,
-        batch,
-    )
-    if kind == "trust_region":
-        live = logits(
-            params,
-            batch.teacher_contexts,
-            batch.teacher_context_mask,
-            batch.teacher_index,
-            batch,
-        )
-        teacher = (1 - teacher_rate) * teacher + teacher_rate * live
-    values = losses.self_distillation(student, teacher, **arguments)
-    logps = jax.nn.log_softmax(student)
-    logps = jnp.take_along_axis(logps, batch.responses[..., None], -1)[..., 0]
-    values *= losses.truncated_importance_weights(
-        jax.lax.stop_gradient(logps), batch.sampler_logps, batch.loss_mask
-    )
-    mask = batch.loss_mask & batch.extras["distilled"][:, None]
+    student, taught = both_logits(params, batch, teacher, teacher_rate)
+    values, mask = token_losses(student, taught, batch, **arguments)
     loss = losses.reduce(values, mask, mode="sequence_mean_over_all").mean()
-    return loss, (losses.entropy(student), losses.entropy(teacher), mask)
+    return loss, (losses.entropy(student), losses.entropy(taught), mask)
+
+
+def test_teacher_logps_are_those_of_a_plain_forward():
+    """One response behind teacher contexts of 9, 5 and 7 tokens, with padding on
+    either side, against contexts and responses as they are, without any."""
+    batch = distillation_batch(3)
+    same = np.broadcast_to(batch.responses[0], batch.responses.shape)
+    batch = batch.replace(
+        responses=np.where(batch.token_mask, same, 0),
+        teacher_index=np.arange(ROWS, dtype=np.int32) % 3,
+    )
+    left = batch.teacher_contexts, batch.teacher_context_mask
+    rows = [c[m] for c, m in zip(*left, strict=True)]
+    right = [np.zeros((3, 12), x.dtype) for x in left]
+    for i, row in enumerate(rows):
+        right[0][i, : len(row)], right[1][i, : len(row)] = row, True
+    models = {"student": PARAMS, "teacher": TEACHER}
+    recipe = recipes.sdpo(support="sampled", alpha=1.0)
+
+    @jax.jit
+    def scored(contexts, mask):
+        padded = batch.replace(teacher_contexts=contexts, teacher_context_mask=mask)
+        return compute_scores(POLICY, recipe, models, padded)["teacher_logps"]
+
+    for contexts, mask in (left, right):
+        found = scored(contexts, mask)
+        for b in range(ROWS):
+            context = rows[b % 3]
+            response = batch.responses[b][batch.token_mask[b]]
+            tokens = jnp.concatenate([context, response])[None]
+            where = jnp.arange(tokens.shape[1])[None]
+            hidden, _ = POLICY.hidden(TEACHER, tokens, where, jnp.ones_like(tokens))
+            logps = jax.nn.log_softmax(hidden[0] @ POLICY.unembedding(TEACHER)[:19].T)
+            plain = logps[len(context) - 1 : -1][np.arange(len(response)), response]
+            np.testing.assert_allclose(found[b][: len(response)], plain, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +125,82 @@ def test_pgpo_scales_the_step_of_the_whole_batch():
     chex.assert_trees_all_close(cut.trainable, whole.trainable, atol=2e-5)
 
 
+@functools.cache
+def everything_at_once(micro_batch_tokens=None):
+    """PGPO with all that may depend on how a batch is laid out; compiled once each."""
+    recipe = recipes.pgpo(top_k=5, weights="token", policy_gradient_weight=0.25)
+    optimizer = optax.chain(optax.sgd(1.0), recipe.information.transform())
+    update = make_update_step(
+        POLICY, recipe, optimizer, micro_batch_tokens=micro_batch_tokens
+    )
+
+    def run(batch):
+        params, teacher = jax.tree.map(jnp.copy, (PARAMS, TEACHER))
+        state = init_state(params, optimizer, recipe, jax.random.key(0))
+        state, metrics = update(state.replace(teacher=teacher), batch)
+        return state.trainable, metrics
+
+    return run
+
+
+def permuted(batch, order):
+    """The batch with its sequences in another order, and their contexts as before."""
+    rows = {
+        name: np.asarray(getattr(batch, name))[order]
+        for name in (
+            *("responses", "token_mask", "loss_mask", "sequence_mask", "advantages"),
+            *("sampler_logps", "teacher_index"),
+        )
+    }
+    return batch.replace(**rows, extras={k: v[order] for k, v in batch.extras.items()})
+
+
+def padded(batch, garbage):
+    """Wider contexts and responses, with garbage wherever a mask allows it."""
+
+    def pad(x, left=0, right=0):
+        return np.pad(x, ((0, 0), (left, right)), constant_values=x.dtype.type(garbage))
+
+    def widen(contexts, mask, by):
+        return pad(np.where(mask, contexts, garbage), by), np.pad(
+            mask, ((0, 0), (by, 0))
+        )
+
+    contexts, context_mask = widen(batch.contexts, batch.context_mask, 3)
+    taught, taught_mask = widen(batch.teacher_contexts, batch.teacher_context_mask, 2)
+    mask = np.pad(batch.token_mask, ((0, 0), (0, 2)))
+    return batch.replace(
+        contexts=contexts,
+        context_mask=context_mask,
+        teacher_contexts=taught,
+        teacher_context_mask=taught_mask,
+        responses=pad(np.where(batch.token_mask, batch.responses, garbage), right=2),
+        token_mask=mask,
+        loss_mask=mask,
+        sampler_logps=np.where(mask, pad(batch.sampler_logps, right=2), np.nan),
+    )
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.lists(st.booleans(), min_size=GROUPS, max_size=GROUPS),
+    st.integers(0, 18),
+)
+def test_layout_changes_nothing(seed, swapped, garbage):
+    """Siblings in another order, padding, micro-batches of one sequence."""
+    batch = distillation_batch(seed)
+    order = np.arange(ROWS) ^ np.repeat(swapped, 2)
+    whole = everything_at_once()
+    expected = whole(batch)
+    for other in (
+        whole(permuted(batch, order)),
+        whole(padded(batch, garbage)),
+        everything_at_once(9 + 5 + 2 * TIME)(batch),
+    ):
+        chex.assert_trees_all_close(other, expected, atol=2e-5, rtol=2e-5)
+
+
 def test_nothing_to_distil_moves_nothing():
     batch = distillation_batch(2)
     batch = batch.replace(extras={**batch.extras, "distilled": np.zeros(ROWS, bool)})
@@ -141,6 +209,46 @@ def test_nothing_to_distil_moves_nothing():
     chex.assert_trees_all_equal(state.trainable, PARAMS)
     assert float(metrics["loss"]) == 0
     assert float(metrics["information/multiplier"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complete"),
+    [
+        ({"top_k": 5}, losses.append_tail),
+        ({"top_k": 5, "tail": False, "support": "teacher"}, losses.renormalize),
+        ({"top_k": None}, lambda logps: logps),
+    ],
+    ids=["tail", "renormalised", "full"],
+)
+def test_entropies_of_what_the_loss_compares(arguments, complete):
+    batch = distillation_batch(4)
+    pair = both_logits(PARAMS, batch)
+    chosen = pair[arguments.get("support") == "teacher"]
+    _, ids = jax.lax.top_k(chosen, arguments["top_k"] or chosen.shape[-1])
+    logps = (
+        complete(jnp.take_along_axis(jax.nn.log_softmax(z), ids, -1)) for z in pair
+    )
+    student, teacher = (-(jnp.exp(x) * x).sum(-1) for x in logps)
+    mask = batch.loss_mask & batch.extras["distilled"][:, None]
+    gain = information_gain(student, teacher, mask).mean()
+    recipe = recipes.pgpo(entropy_support="loss", **arguments)
+    sgd = optax.sgd(0.0)
+    optimizer = optax.chain(sgd, recipe.information.transform())
+    _, metrics = step(recipe, batch, optimizer, chunk_size=7)
+    np.testing.assert_allclose(metrics["information/gain"], gain, rtol=1e-4)
+    found = metrics["information/student_entropy"], metrics["information/multiplier"]
+    np.testing.assert_allclose(found[0], student[mask].mean(), rtol=1e-4)
+    np.testing.assert_allclose(found[1], min(np.exp(gain), 2.0), rtol=1e-4)
+    if arguments["top_k"] is None:
+        _, whole = step(recipes.pgpo(**arguments), batch, optimizer)
+        np.testing.assert_allclose(whole["information/gain"], gain, rtol=1e-4)
+
+
+def test_the_sampled_token_has_no_entropies_of_its_own():
+    with pytest.raises(ValueError, match="entropy_support='loss'"):
+        recipes.pgpo(support="sampled", alpha=1.0, entropy_support="loss")
+    with pytest.raises(ValueError, match="it is full or loss"):
+        recipes.pgpo(entropy_support="top_k")
 
 
 def products_with(jaxpr, size) -> int:
@@ -156,28 +264,34 @@ def products_with(jaxpr, size) -> int:
 
 
 def test_pgpo_costs_what_sdpo_costs():
-    """The entropies come out of the pass that the loss makes anyway."""
+    """The entropies come out of the pass that the loss makes anyway, and weights are
+    numbers per token: as many products with the vocabulary, as many operations."""
     vocabulary = 1024
     # A width at which products outweigh softmaxes, as in any real model.
     wide = {"hidden_size": 256, "vocab_size": vocabulary, "padded_vocab_size": None}
     policy = decoder(replace(POLICY.config, **wide))
     batch, sgd = distillation_batch(), optax.sgd(1.0)
-    optimizers = {
-        recipes.sdpo(log_entropy=False): sgd,
-        recipes.pgpo(log_entropy=False): optax.chain(sgd, scale_by_information(1.0)),
-    }
-    products, operations = [], []
-    for recipe, optimizer in optimizers.items():
-        params = jax.eval_shape(policy.init, jax.random.key(0))
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+
+    def program(recipe):
+        information = recipe.information
+        modulation = [] if information is None else [information.transform()]
+        optimizer = optax.chain(sgd, *modulation)
         state = jax.eval_shape(
-            lambda p, o=optimizer, r=recipe: init_state(p, o, r, jax.random.key(0)),
-            params,
+            lambda p: init_state(p, optimizer, recipe, jax.random.key(0)), params
         )
-        update = make_update_step(policy, recipe, optimizer)
-        products.append(
-            products_with(jax.make_jaxpr(update)(state, batch).jaxpr, vocabulary)
-        )
-        cost = update.lower(state, batch).compile().cost_analysis()
-        operations.append(cost["flops"])
-    assert products[0] == products[1] >= 4
-    assert abs(operations[1] / operations[0] - 1) < 0.01
+        return make_update_step(policy, recipe, optimizer), state
+
+    def products(recipe):
+        update, state = program(recipe)
+        return products_with(jax.make_jaxpr(update)(state, batch).jaxpr, vocabulary)
+
+    def operations(recipe):
+        update, state = program(recipe)
+        return update.lower(state, batch).compile().cost_analysis()["flops"]
+
+    sdpo, pgpo = (make(log_entropy=False) for make in (recipes.sdpo, recipes.pgpo))
+    assert products(sdpo) == products(pgpo) >= 4
+    assert abs(operations(pgpo) / operations(sdpo) - 1) < 0.01
+    further = {"weights": "token", "entropy_support": "loss", "log_entropy": False}
+    assert products(recipes.pgpo(**further)) == products(sdpo)

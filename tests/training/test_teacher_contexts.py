@@ -41,6 +41,24 @@ def test_long_texts_are_cut_and_questions_are_not(tokenizer, limit):
         assert abs(text.count("d" * 3) / text.count("f" * 3) - 2) < 1
 
 
+def test_inserted_text_is_inert(tokenizer):
+    """Braces, and names of special tokens, which would end a turn."""
+    shown = Privileged("{prompt}49<end>", "<pad>{0}")
+    ids, _ = fit_context(tokenizer, MESSAGES, shown, Reprompt())
+    text = reprompt_text("7?", demonstration="{prompt}49<end>", feedback="<pad>{0}")
+    assert tokenizer.decode(ids) == f"be brief\n{text}\n"
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    # A name is as long as its text: as much of it is kept as there is room for.
+    whole = len(
+        fit_context(tokenizer, MESSAGES, Privileged("<end>" * 9), Reprompt())[0]
+    )
+    ids, cut = fit_context(
+        tokenizer, MESSAGES, Privileged("<end>" * 9), Reprompt(max_length=whole - 20)
+    )
+    assert cut and whole - 25 <= len(ids) <= whole - 20
+    assert not set(ids) & set(tokenizer.all_special_ids)
+
+
 def test_question_too_long_by_itself_stays(tokenizer):
     ids, cut = fit_context(
         tokenizer, MESSAGES, Privileged("d" * 80), Reprompt(max_length=5)
