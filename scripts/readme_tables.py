@@ -1,6 +1,6 @@
-"""Writes the README's tables from the files that hold the figures.
+"""Writes the tables of the README and the docs from the files that hold the figures.
 
-python scripts/readme_tables.py          # rewrites README.md
+python scripts/readme_tables.py          # rewrites them
 python scripts/readme_tables.py --check  # fails where it would change something
 """
 
@@ -10,6 +10,7 @@ import json
 import re
 import sys
 
+import compare
 from quickstart_seeds import RESULTS, ROOT, WEIGHTS, table
 
 
@@ -41,19 +42,33 @@ def base_table() -> str:
 
 def main() -> None:
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    tables = {
-        "base": base_table(),
-        "quickstart": table(rows),
+    pages = {
+        "README.md": {"base": base_table(), "quickstart": table(rows)},
+        "docs/sdpo.md": {"distillation": study_table("distillation")},
+        "docs/hapo.md": {"mixed": study_table("mixed")},
     }
-    path = ROOT / "README.md"
-    text = old = path.read_text()
-    for name, lines in tables.items():
-        # A marker, then the table that was there, up to the next blank line.
-        pattern = rf"(<!-- {name} -->\n)(?:\n(?:\|.*\n)+)?"
-        text = re.sub(pattern, lambda m, t=lines: f"{m[1]}\n{t}\n", text)
+    stale = [name for name, tables in pages.items() if rewrite(name, tables)]
     if "--check" in sys.argv:
-        sys.exit("README.md is not up to date" if text != old else 0)
-    path.write_text(text)
+        sys.exit(f"not up to date: {', '.join(stale)}" if stale else 0)
+
+
+def study_table(study: str) -> str:
+    """Of scripts/compare.py; nothing before the study has a result."""
+    rows = compare.read(study)
+    return compare.table(study, rows) if rows else ""
+
+
+def rewrite(name: str, tables: dict[str, str]) -> bool:
+    """Puts the tables at their markers, unless only asked; whether they were stale."""
+    path = ROOT / name
+    text = old = path.read_text()
+    for marker, lines in tables.items():
+        # A marker, then the table that was there, up to the next blank line.
+        pattern = rf"(<!-- {marker} -->\n)(?:\n(?:\|.*\n)+)?"
+        text = re.sub(pattern, lambda m, t=lines: f"{m[1]}\n{t}\n" if t else m[0], text)
+    if text != old and "--check" not in sys.argv:
+        path.write_text(text)
+    return text != old
 
 
 if __name__ == "__main__":

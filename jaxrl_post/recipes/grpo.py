@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxrl_post import losses
 from jaxrl_post.advantages import group_relative
 from jaxrl_post.losses import presets
-from jaxrl_post.recipes.batch import Batch
+from jaxrl_post.recipes.batch import Batch, own_tokens
 from jaxrl_post.recipes.recipe import Recipe, Scores, Term, Views, weighted
 from jaxrl_post.recipes.transforms import DynamicSampling, OverlongPenalty
 
@@ -200,9 +200,10 @@ def ratio_metrics(scores: Scores, batch: Batch) -> Scores:
 
 def _policy_gradient(scores, batch, *, kind, clips, correction):
     logps, old = scores["logps"], old_logps(scores, batch)
+    own = own_tokens(batch)  # a demonstration's beginning has no ratio
     if kind == "sequence":
         loss = losses.sequence_policy_gradient(
-            logps, old, batch.advantages, batch.loss_mask, **clips
+            logps, old, batch.advantages, own, **clips
         )
     elif kind == "clipped":
         loss = losses.clipped_importance_policy_gradient(
@@ -211,7 +212,7 @@ def _policy_gradient(scores, batch, *, kind, clips, correction):
     else:
         loss = losses.clipped_policy_gradient(logps, old, batch.advantages, **clips)
     if correction is not None:
-        loss = loss * correction(old, batch.sampler_logps, batch.loss_mask)
+        loss = loss * correction(old, batch.sampler_logps, own)
     return loss
 
 

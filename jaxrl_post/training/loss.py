@@ -1,0 +1,139 @@
+"""A part's shares of the loss, in the denominators of the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxrl_post.information import information_gain, local_multipliers
+from jaxrl_post.recipes.batch import Batch, own_tokens
+from jaxrl_post.recipes.recipe import Recipe, Scores, Term
+from jaxrl_post.reduction import Reduction, token_weights
+
+Metrics = dict[str, jax.Array]
+
+
+def with_weights(recipe: Recipe, batch: Batch) -> Batch:
+    """The batch with every token's weight in every term, denominators included."""
+    weights = {}
+    for term in recipe.terms:
+        mask = batch.loss_mask if term.mask is None else term.mask(batch)
+        over = mask if term.over is None else term.over(batch)
+        weight, denominator = token_weights(
+            over & batch.loss_mask,
+            mode=term.reduction,
+            sequence_mask=batch.sequence_mask,
+            group_size=batch.size // batch.contexts.shape[0],
+            denominator=None if term.denominator is None else term.denominator(batch),
+        )
+        weight = jnp.where(mask, weight, 0) / jnp.maximum(denominator, _SMALLEST)
+        weights[_weights_of(term)] = weight
+    return batch.replace(extras={**batch.extras, **weights})
+
+
+def loss_shares(recipe: Recipe, scores: Scores, part: Batch):
+    """The part's shares of the loss, and what metrics need of it.
+
+    Returns:
+      One share for the terms that information does not weight and one for those that
+      it does, each only where there are such terms; the terms' own shares; sums behind
+      metrics; and for each share None, or the mean of its weights.
+    """
+    shares, sums, spread = {}, {}, Reduction(jnp.zeros(()), jnp.zeros(()))
+    rho = _local_multipliers(recipe, scores, part)
+    for term in recipe.terms:
+        weights = part.extras[_weights_of(term)]
+        counted = weights != 0
+        values = jnp.where(counted, term.loss(scores, part), 0.0)
+        if recipe.is_weighted(term):
+            size = abs(term.weight) * weights
+            spread += Reduction(jnp.sum(size * rho), jnp.sum(size))
+            values = values * rho
+        shares[term.name] = term.weight * jnp.sum(values * weights)
+        if term.metrics is not None:
+            for name, metric in term.metrics(scores, part).items():
+                sums[name] = _token_sum(metric, counted)
+    if recipe.log_entropy:
+        own = own_tokens(part) & part.sequence_mask[:, None]
+        sums["entropy"] = _token_sum(scores["entropy"], own)
+    if recipe.information is not None:
+        sums |= _information(recipe, scores, part)
+    by_kind = [
+        [shares[t.name] for t in recipe.terms if recipe.is_weighted(t) == weighted]
+        for weighted in (False, True)
+    ]
+    losses = [jnp.sum(jnp.stack(kind)) for kind in by_kind if kind]
+    means = [m for m, kind in zip((None, spread), by_kind, strict=True) if kind]
+    return losses, jax.lax.stop_gradient((shares, sums, means))
+
+
+def loss_metrics(recipe: Recipe, shares: Metrics, factors: list[Any]) -> Metrics:
+    """The loss, and its terms where there are several, with weights of mean 1."""
+    weighted = factors[-1]  # the last kind's; the same for all where there is one
+    own = {
+        f"loss/{term.name}": shares[term.name]
+        * (weighted if recipe.is_weighted(term) else 1.0)
+        for term in recipe.terms
+    }
+    loss = jnp.sum(jnp.stack(list(own.values())))
+    return {"loss": loss, **(own if len(own) > 1 else {})}
+
+
+def mean_or_one(rho: Reduction) -> jax.Array:
+    """The mean of weights, 1 where nothing is weighted."""
+    return jnp.where(rho.total > 0, rho.mean(), 1.0)
+
+
+def _local_multipliers(recipe: Recipe, scores: Scores, part: Batch) -> ArrayLike:
+    """What the losses of the terms that read the teacher are multiplied by."""
+    about = recipe.information
+    if about is None or about.weights == "none":
+        return 1.0
+    student, teacher = (scores[name] for name in about.scores)
+    return local_multipliers(
+        student,
+        teacher,
+        _information_mask(recipe, part),
+        level=about.weights,
+        sensitivity=about.sensitivity,
+        max_multiplier=about.max_multiplier,
+        min_multiplier=about.min_multiplier,
+    )
+
+
+def _information(recipe: Recipe, scores: Scores, part: Batch) -> dict[str, Reduction]:
+    """The part's share of the information gain and of the two entropies behind it."""
+    about = recipe.information
+    assert about is not None
+    mask = _information_mask(recipe, part)
+    student, teacher = (scores[name] for name in about.scores)
+    return {
+        "information/gain": information_gain(
+            student, teacher, mask, average=about.average
+        ),
+        "information/student_entropy": _token_sum(student, mask),
+        "information/teacher_entropy": _token_sum(teacher, mask),
+    }
+
+
+def _information_mask(recipe: Recipe, part: Batch) -> jax.Array:
+    """``[B, T]``, the tokens whose entropies are compared."""
+    about = recipe.information
+    assert about is not None
+    mask = part.loss_mask if about.mask is None else about.mask(part)
+    return jnp.asarray(mask & part.sequence_mask[:, None])
+
+
+def _token_sum(values: jax.Array, mask: ArrayLike) -> Reduction:
+    return Reduction(jnp.sum(jnp.where(mask, values, 0.0)), jnp.sum(mask, dtype=float))
+
+
+def _weights_of(term: Term) -> str:
+    return f"weights of {term.name}"
+
+
+_SMALLEST = 1e-12
+"""Keeps an empty batch's 0 / 0 at 0."""
