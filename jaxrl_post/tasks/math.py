@@ -30,7 +30,9 @@ def load(
     demonstration: str | None = None,
     instruction: str = INSTRUCTION,
     system: str | None = None,
+    data_source: str | Sequence[str] | None = None,
     strict: bool = True,
+    after_thinking: bool = False,
 ) -> RowsTask:
     r"""Opens a data set of mathematical problems; by default MATH (arXiv 2103.03874).
 
@@ -40,10 +42,11 @@ def load(
       subset: configuration of the Hub's data set.
       prompt: column of the problem.
       answer: column of the answer, or of a solution that ends in ``\boxed{answer}``.
-      demonstration: column of a worked solution.
-      instruction: stands below every problem.
+      demonstration: column of a worked solution, see `rows.load`.
+      instruction: stands below every problem that is a text.
       system: system prompt, None for none.
-      strict: see `MathJudge`.
+      data_source: keep only rows of this source, or of these, see `rows.load`.
+      strict, after_thinking: see `MathJudge`.
     """
     task = rows.load(
         split,
@@ -54,9 +57,10 @@ def load(
         demonstration=demonstration,
         instruction=instruction,
         system=system,
+        data_source=data_source,
     )
     task.name = "math"
-    task.judge = MathJudge(strict)
+    task.judge = MathJudge(strict, after_thinking=after_thinking)
     return task
 
 
@@ -78,10 +82,13 @@ class MathJudge:
       seconds: whole seconds for each parse and each comparison; 0: no limit. The limit
         is an alarm signal, so it holds in a process's main thread only (the judge
         pool's workers judge there); in other threads there is none.
+      after_thinking: judge only what follows the first ``</think>``, up to a second
+        one; a completion without any gets 0. As LUFFY's verifier (arXiv 2504.14945).
     """
 
     strict: bool = True
     seconds: int = 5
+    after_thinking: bool = False
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
@@ -104,6 +111,12 @@ class MathJudge:
             return Verdict(
                 None, extra={"error": f"the row's answer {answer!r} is not mathematics"}
             )
+        if self.after_thinking:
+            _, *parts = completion.split("</think>")
+            if not parts:
+                feedback = "There is no </think>, so no answer that follows it."
+                return Verdict(0.0, False, feedback, {"parsed": False, "answer": None})
+            completion = parts[0]
         boxed = last_boxed(completion)
         text = completion if boxed is None else _box(boxed)
         found = math_verify.parse(text, parsing_timeout=seconds)

@@ -49,7 +49,8 @@ def load(
       prompt: column of the question: a text, or a list of messages.
       answer: column of the answer; None: there is none, and what completions are worth
         is for a reward function (see `tasks.load`) or a judge of your own to say.
-      demonstration: column of a worked solution; None: there is none.
+      demonstration: column of a worked solution: a text, or what the assistant says in
+        a list of messages, or in the first of several such lists; None: there is none.
       judge: one of `JUDGES`, or ``module:function`` (a `Judge`). By default ``"math"``
         for verl's layout, else ``"exact"``.
       system: system prompt, put before prompts that have none of their own.
@@ -79,7 +80,9 @@ def load(
                 id=f"{origin}/{i}",
                 messages=messages,
                 columns=columns,
-                demonstration=column(record, demonstration) if demonstration else None,
+                demonstration=(
+                    _solution(column(record, demonstration)) if demonstration else None
+                ),
             )
     rows = [
         replace(row, columns={**row.columns, "repeats": repeats[key]})
@@ -165,6 +168,25 @@ def _messages(
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return tuple(messages)
+
+
+def _solution(value: Any) -> str | None:
+    """A worked solution's text; None where the row has none."""
+    if value is None or isinstance(value, str):
+        return value
+    messages = value
+    while isinstance(messages, list) and messages and isinstance(messages[0], list):
+        messages = messages[0]
+    if messages == []:
+        return None
+    if isinstance(messages, list) and all(isinstance(m, Mapping) for m in messages):
+        said = [m["content"] for m in messages if m.get("role") == "assistant"]
+        if len(said) == 1:
+            return said[0]
+    raise InputError(
+        "A demonstration must be a text or messages with one of the assistant's, got "
+        f"{value!r:.100}."
+    )
 
 
 def _is_verl(record: Mapping[str, Any]) -> bool:

@@ -32,7 +32,9 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
     if path.is_file():
         return _read_file(path)
     if path.suffix in _SUFFIXES or source.count("/") > 1 or path.is_absolute():
-        raise InputError(f"There is no file or folder {source!r}.")
+        raise InputError(
+            f"There is no file or folder {source!r}; name the place of your copy."
+        )
     import datasets
 
     try:

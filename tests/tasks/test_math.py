@@ -78,6 +78,27 @@ def test_strictness():
     assert judge(r"\boxed{z = 3}", "x = 3", strict=False).reward == 1.0
 
 
+@pytest.mark.parametrize(
+    ("completion", "reward", "parsed"),
+    [
+        (r"One and one.</think> It is \boxed{2}.", 1.0, True),
+        (r"<think>\boxed{2}</think> It is \boxed{3}.", 0.0, True),
+        (r"\boxed{3}</think> \boxed{2} </think> \boxed{3}", 1.0, True),  # between both
+        (r"It is \boxed{2}.", 0.0, False),
+        (r"It is \boxed{2}.</think>", 0.0, False),
+    ],
+)
+def test_only_what_follows_the_thinking(completion, reward, parsed):
+    verdict = judge(completion, "2", after_thinking=True)
+    assert (verdict.reward, verdict.success) == (reward, reward == 1.0)
+    assert verdict.extra["parsed"] is parsed
+
+
+def test_no_thinking_at_all_is_said():
+    verdict = judge(r"\boxed{2}", "2", after_thinking=True)
+    assert "no </think>" in verdict.feedback
+
+
 def test_a_monster_is_wrong_after_its_time():
     # Without the time-out this would not end.
     verdict = judge(r"\boxed{10^{10^{10}}}", "3", seconds=1)
@@ -117,3 +138,39 @@ def test_load(tmp_path):
     assert task.judge == pickle.loads(pickle.dumps(MathJudge(strict=False)))
     assert task.judge(prompts, [r"\boxed{2}"])[0].reward == 1.0
     assert task.name == "math"
+
+
+def test_trajectories_in_verls_layout(tmp_path):
+    """As Elliott/Openr1-Math-46k-8192 has them."""
+    trace = "<think>\nOne and one.\n</think>\n\n\\boxed{2}"
+    record = {
+        "data_source": "openr1",
+        "prompt": [
+            {"role": "system", "content": "Think."},
+            {"role": "user", "content": "1+1?"},
+        ],
+        "target": [[{"role": "assistant", "content": trace}]],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 0, "split": "default"},
+    }
+    other = {**record, "data_source": "other", "prompt": [record["prompt"][1]]}
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(
+        pyarrow.Table.from_pylist([record, other]), tmp_path / "train.parquet"
+    )
+    task = tasks.load(
+        "math",
+        source=str(tmp_path),
+        prompt="prompt",
+        demonstration="target",
+        data_source="openr1",
+        after_thinking=True,
+    )
+    prompts = task.rows(range(len(task)))
+    assert list(prompts.messages[0]) == record["prompt"]
+    assert prompts.demonstrations == (trace,)
+    assert prompts.columns[0]["answer"] == "2"
+    completions = [trace, r"\boxed{2}"]
+    verdicts = task.judge(prompts.take([0, 0]), completions)
+    assert [v.reward for v in verdicts] == [1.0, 0.0]

@@ -115,6 +115,26 @@ def test_verls_layout_and_repeated_rows(verl_file):
     assert task.judge == MathJudge()
 
 
+def demonstrated(tmp_path, value) -> tuple[str | None, ...]:
+    record = {"prompt": "p", "answer": "1", "target": value}
+    source = write(tmp_path / "shown.jsonl", [record])
+    task = tasks.load("rows", source=source, demonstration="target")
+    return task.rows([0]).demonstrations
+
+
+def test_demonstrations_of_messages(tmp_path):
+    said = {"role": "assistant", "content": "<think>\nOne.\n</think>\n1"}
+    asked = {"role": "user", "content": "p"}
+    other = {"role": "assistant", "content": "Two."}
+    for value in ([said], [asked, said], [[said]], [[said], [other]]):
+        assert demonstrated(tmp_path, value) == (said["content"],)
+    for value in (None, [], [[]]):
+        assert demonstrated(tmp_path, value) == (None,)
+    for value in (3, [asked], [said, other], ["One."]):
+        with pytest.raises(InputError, match="A demonstration must be a text or mess"):
+            demonstrated(tmp_path, value)
+
+
 def test_rows_of_one_source(verl_file):
     assert len(tasks.load("rows", source=verl_file, data_source="amc")) == 1
     assert len(tasks.load("rows", source=verl_file, data_source=["amc", "aime"])) == 3
@@ -168,7 +188,7 @@ def test_bad_input(tmp_path):
         tasks.load("rows", source=source)
     with pytest.raises(InputError, match="Unknown judge 'maths'; did you mean 'math'"):
         tasks.load("rows", source=source, answer="answr", judge="maths")
-    with pytest.raises(InputError, match="no file or folder '.*gone.jsonl'"):
+    with pytest.raises(InputError, match="folder '.*gone.jsonl'; name the place"):
         tasks.load("rows", source=str(tmp_path / "gone.jsonl"))
     source = write(tmp_path / "e.jsonl", [{"prompt": 3, "answer": "1"}])
     with pytest.raises(InputError, match="text or a list of messages, got 3"):
