@@ -9,13 +9,14 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.batch import Batch, split_batch
 from jaxrl_post.recipes.grpo import sampled_logps
 from jaxrl_post.recipes.recipe import Recipe, Term
-from jaxrl_post.sharding import shard_batch
+from jaxrl_post.sharding import batch_shards, shard_batch
 from jaxrl_post.training.accumulation import accumulate, count_parts, sanitise
 from jaxrl_post.training.forward import compute_scores
 from jaxrl_post.training.loss import (
@@ -235,6 +236,25 @@ def _on_mesh(program: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
     @functools.wraps(program)
     def run(state, batch):
         with jax.set_mesh(mesh):
-            return program(state, shard_batch(batch, mesh))
+            return program(state, shard_batch(_even(batch, mesh), mesh))
 
     return run
+
+
+def _even(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """The batch with as many teacher contexts as the mesh can split.
+
+    Sequences name theirs by number, so there may be more than are named.
+    """
+    if batch.teacher_contexts is None or batch.teacher_index is None:
+        return batch
+    missing = -batch.teacher_contexts.shape[0] % batch_shards(mesh)
+    if not missing:
+        return batch
+    names = ("teacher_contexts", "teacher_context_mask")
+    return batch.replace(
+        **{
+            name: np.pad(getattr(batch, name), ((0, missing), (0, 0)), mode="edge")
+            for name in names
+        }
+    )
