@@ -122,6 +122,7 @@ OPEN_IN_PGPO = {
     "recipe.average": "sequence",
     "recipe.smoothing": None,
     "recipe.scale_decay": True,
+    "recipe.entropy_support": "full",
 }
 
 

@@ -27,6 +27,7 @@ from jaxrl_post.training.loss import (
     with_weights,
 )
 from jaxrl_post.training.state import TrainState, merge_params
+from jaxrl_post.transforms import ScaleByInformationState
 
 UpdateStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -203,14 +204,16 @@ def _modulation(recipe: Recipe, sums, opt_state) -> Metrics:
     metrics = {
         "information/negative": (sums["information/gain"].mean() < 0).astype(float)
     }
-    multiplier = optax.tree.get(opt_state, "multiplier")
-    if multiplier is not None:  # else the caller's optimizer does not modulate
-        metrics["information/nonfinite"] = optax.tree.get(opt_state, "nonfinite")
-        metrics["information/multiplier"] = multiplier
-        if (alpha := optax.tree.get(opt_state, "sensitivity")) is not None:
-            metrics["information/sensitivity"] = alpha
+    # By its type: its fields may be names of parameters or of injected numbers too.
+    found = optax.tree.get_all_with_path(opt_state, ScaleByInformationState.__name__)
+    if found:  # else the caller's optimizer does not modulate
+        state: Any = found[0][1]
+        metrics["information/nonfinite"] = state.nonfinite
+        metrics["information/multiplier"] = state.multiplier
+        if state.sensitivity is not None:
+            metrics["information/sensitivity"] = state.sensitivity
         metrics["information/capped"] = (
-            multiplier >= recipe.information.max_multiplier
+            state.multiplier >= recipe.information.max_multiplier
         ).astype(float)
     return metrics
 

@@ -25,12 +25,12 @@ from whole_logits import (
 )
 
 from jaxrl_post import losses, recipes
-from jaxrl_post.information import information_gain
+from jaxrl_post.information import AdaptiveSensitivity, information_gain
 from jaxrl_post.models.stack import decoder
 from jaxrl_post.training.forward import compute_scores
 from jaxrl_post.training.state import init_state
 from jaxrl_post.training.update import make_update_step
-from jaxrl_post.transforms import scale_by_information
+from jaxrl_post.transforms import pgpo_adamw, scale_by_information
 
 
 def plain_loss(params, batch, teacher="ema", teacher_rate=0.05, **arguments):
@@ -123,6 +123,23 @@ def test_pgpo_scales_the_step_of_the_whole_batch():
     scaled = jax.tree.map(lambda p, s: p + rho * (s - p), PARAMS, plain.trainable)
     chex.assert_trees_all_close(whole.trainable, scaled, atol=1e-6)
     chex.assert_trees_all_close(cut.trainable, whole.trainable, atol=2e-5)
+
+
+def test_an_optimizer_with_injected_numbers_reports_its_multiplier():
+    """Among them are names that the modulation's own state has too."""
+    adapt = AdaptiveSensitivity(target=1.5, quantile=0.9, rate=0.1)
+    inject = optax.inject_hyperparams(pgpo_adamw, static_args=("delay",))
+    _, metrics = step(
+        recipes.pgpo(top_k=5),
+        distillation_batch(1),
+        inject(1e-3, sensitivity=3.0, adapt=adapt),
+    )
+    rho = np.exp(3.0 * metrics["information/gain"])
+    np.testing.assert_allclose(metrics["information/multiplier"], rho, rtol=1e-5)
+    alpha = 3.0 * np.exp(0.1 * ((rho <= 1.5) - 0.9))
+    np.testing.assert_allclose(metrics["information/sensitivity"], alpha, rtol=1e-5)
+    _, plain = step(recipes.pgpo(top_k=5), distillation_batch(1), optax.sgd(1.0))
+    assert "information/multiplier" not in plain and "information/gain" in plain
 
 
 @functools.cache
