@@ -14,7 +14,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_policy import GROUPS, PARAMS, POLICY, TIME
+from tiny_policy import GROUPS, PARAMS, POLICY, TIME, make_batch
 from whole_logits import (
     ROWS,
     TEACHER,
@@ -82,12 +82,16 @@ def test_teacher_logps_are_those_of_a_plain_forward():
         {"alpha": 0.5, "top_k": 5},
         {"alpha": 1.0, "top_k": None},
         {"alpha": 0.0, "top_k": 5, "tail": False, "support": "teacher"},
-        {"teacher": "trust_region", "teacher_rate": 0.3, "top_k": None},
+        {"teacher": "trust_region", "teacher_rate": 0.3, "alpha": 0.5, "top_k": None},
+        {"support": "sampled", "alpha": 1.0},
     ],
-    ids=["jsd-top5-tail", "reverse-full", "forward-top5-of-teacher", "trust-region"],
+    ids=["jsd-top5-tail", "reverse", "forward-top5-of-teacher", "trust", "sampled"],
 )
 def test_gradient_equals_that_of_whole_logits(arguments):
+    """On policy, and off it where the full vocabulary or one token is compared."""
     batch = distillation_batch()
+    if arguments["alpha"] == 1:
+        batch = batch.replace(old_logps=make_batch().old_logps)
     (value, _), expected = jax.jit(
         jax.value_and_grad(lambda p: plain_loss(p, batch, **arguments), has_aux=True)
     )(PARAMS)
