@@ -126,6 +126,7 @@ OPEN_IN_PGPO = {
     "recipe.average": "sequence",
     "recipe.smoothing": None,
     "recipe.scale_decay": True,
+    "recipe.entropy_support": "full",
 }
 
 # In HAPO and, where nothing else is said, in LUFFY, whose data and model they are.

@@ -161,6 +161,9 @@ class Information:
                 problems = "; ".join(f"adapt.{k}: {nearest(k, known)}" for k in unknown)
                 raise ValueError(f"adapt has no such key: {problems}")
             object.__setattr__(self, "adapt", AdaptiveSensitivity(**self.adapt))
+        if not isinstance(self.adapt, AdaptiveSensitivity | None):
+            keys = ", ".join(f.name for f in fields(AdaptiveSensitivity))
+            raise ValueError(f"adapt is {self.adapt!r}; it is a mapping of {keys}.")
         if self.weights not in ("none", "sequence", "token"):
             raise ValueError(
                 f"weights is {self.weights!r}; it is one of none, sequence, token."

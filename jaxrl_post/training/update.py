@@ -9,13 +9,14 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.batch import Batch, split_batch
 from jaxrl_post.recipes.grpo import sampled_logps
 from jaxrl_post.recipes.recipe import Recipe, Term
-from jaxrl_post.sharding import shard_batch
+from jaxrl_post.sharding import batch_shards, shard_batch
 from jaxrl_post.training.accumulation import accumulate, count_parts, sanitise
 from jaxrl_post.training.forward import compute_scores
 from jaxrl_post.training.loss import (
@@ -26,6 +27,7 @@ from jaxrl_post.training.loss import (
     with_weights,
 )
 from jaxrl_post.training.state import TrainState, merge_params
+from jaxrl_post.transforms import ScaleByInformationState
 
 UpdateStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -202,14 +204,16 @@ def _modulation(recipe: Recipe, sums, opt_state) -> Metrics:
     metrics = {
         "information/negative": (sums["information/gain"].mean() < 0).astype(float)
     }
-    multiplier = optax.tree.get(opt_state, "multiplier")
-    if multiplier is not None:  # else the caller's optimizer does not modulate
-        metrics["information/nonfinite"] = optax.tree.get(opt_state, "nonfinite")
-        metrics["information/multiplier"] = multiplier
-        if (alpha := optax.tree.get(opt_state, "sensitivity")) is not None:
-            metrics["information/sensitivity"] = alpha
+    # By its type: its fields may be names of parameters or of injected numbers too.
+    found = optax.tree.get_all_with_path(opt_state, ScaleByInformationState.__name__)
+    if found:  # else the caller's optimizer does not modulate
+        state: Any = found[0][1]
+        metrics["information/nonfinite"] = state.nonfinite
+        metrics["information/multiplier"] = state.multiplier
+        if state.sensitivity is not None:
+            metrics["information/sensitivity"] = state.sensitivity
         metrics["information/capped"] = (
-            multiplier >= recipe.information.max_multiplier
+            state.multiplier >= recipe.information.max_multiplier
         ).astype(float)
     return metrics
 
@@ -235,6 +239,25 @@ def _on_mesh(program: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
     @functools.wraps(program)
     def run(state, batch):
         with jax.set_mesh(mesh):
-            return program(state, shard_batch(batch, mesh))
+            return program(state, shard_batch(_even(batch, mesh), mesh))
 
     return run
+
+
+def _even(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """The batch with as many teacher contexts as the mesh can split.
+
+    Sequences name theirs by number, so there may be more than are named.
+    """
+    if batch.teacher_contexts is None or batch.teacher_index is None:
+        return batch
+    missing = -batch.teacher_contexts.shape[0] % batch_shards(mesh)
+    if not missing:
+        return batch
+    names = ("teacher_contexts", "teacher_context_mask")
+    return batch.replace(
+        **{
+            name: np.pad(getattr(batch, name), ((0, missing), (0, 0)), mode="edge")
+            for name in names
+        }
+    )

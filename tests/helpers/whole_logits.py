@@ -27,7 +27,7 @@ def distillation_batch(seed=0):
         teacher_index=rng.integers(0, 3, ROWS).astype(np.int32),
         extras={
             "distilled": np.arange(ROWS) % 4 != 1,
-            "distillation_weight": np.ones(ROWS, np.float32),
+            "distillation_weight": rng.uniform(0.5, 1.5, ROWS).astype(np.float32),
         },
     )
 
@@ -63,11 +63,20 @@ def sampled_logps(student, batch):
     return jnp.take_along_axis(logps, batch.responses[..., None], -1)[..., 0]
 
 
-def token_losses(student, teacher, batch, **arguments):
+def token_losses(student, teacher, batch, support="student", **arguments):
     """SDPO's loss of every token, and which of them count."""
-    values = losses.self_distillation(student, teacher, **arguments)
-    old = jax.lax.stop_gradient(sampled_logps(student, batch))
+    logps = sampled_logps(student, batch)
+    old = jax.lax.stop_gradient(logps) if batch.old_logps is None else batch.old_logps
+    if support == "sampled":
+        taught = sampled_logps(teacher, batch)
+        values = losses.sampled_token_distillation(logps, taught)
+    else:
+        values = losses.self_distillation(
+            student, teacher, support=support, **arguments
+        )
+    values *= losses.importance_clip(logps, old, clip=2.0)
     values *= losses.truncated_importance_weights(
         old, batch.sampler_logps, batch.loss_mask
     )
+    values *= batch.extras["distillation_weight"][:, None]
     return values, batch.loss_mask & batch.extras["distilled"][:, None]

@@ -10,6 +10,7 @@ import pytest
 
 from jaxrl_post import recipes
 from jaxrl_post.errors import InputError
+from jaxrl_post.information import AdaptiveSensitivity
 from jaxrl_post.recipes import Recipe, Teacher, Term
 
 
@@ -29,6 +30,10 @@ def test_unused_terms_are_left_out():
         ("grpo", {"importance": "sequence", "dual_clip": 3.0}, "dual_clip=3.0"),
         ("grpo", {"reduction": "constant"}, "need max_length"),
         ("no_such_module:recipe", {}, "no_such_module"),
+        ("pgpo", {"adapt": {"tarket": 1.5}}, "adapt.tarket: did you mean 'target'"),
+        ("pgpo", {"adapt": {"target": 3.0}}, "above its target"),
+        ("pgpo", {"adapt": 1.5}, "a mapping of target, quantile, rate"),
+        ("pgpo", {"weights": "tokens"}, "none, sequence, token"),
     ],
 )
 def test_bad_recipes_say_what_is_wrong(name, arguments, message):
@@ -51,6 +56,11 @@ def test_presets_are_overridden_by_arguments():
 def test_every_preset_makes_a_recipe(preset):
     recipe = recipes.make("grpo", preset=preset, max_length=8)
     assert recipe.name == "grpo"
+
+
+def test_an_adaptation_from_a_config():
+    recipe = recipes.make("pgpo", adapt={"target": 1.4, "quantile": 0.9})
+    assert recipe.information.adapt == AdaptiveSensitivity(target=1.4, quantile=0.9)
 
 
 def test_recipe_of_ones_own_by_module_name(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_policy import GROUPS, PARAMS, POLICY, TIME
+from tiny_policy import GROUPS, PARAMS, POLICY, TIME, make_batch
 from whole_logits import (
     ROWS,
     TEACHER,
@@ -25,12 +25,12 @@ from whole_logits import (
 )
 
 from jaxrl_post import losses, recipes
-from jaxrl_post.information import information_gain
+from jaxrl_post.information import AdaptiveSensitivity, information_gain
 from jaxrl_post.models.stack import decoder
 from jaxrl_post.training.forward import compute_scores
 from jaxrl_post.training.state import init_state
 from jaxrl_post.training.update import make_update_step
-from jaxrl_post.transforms import scale_by_information
+from jaxrl_post.transforms import pgpo_adamw, scale_by_information
 
 
 def plain_loss(params, batch, teacher="ema", teacher_rate=0.05, **arguments):
@@ -82,12 +82,16 @@ def test_teacher_logps_are_those_of_a_plain_forward():
         {"alpha": 0.5, "top_k": 5},
         {"alpha": 1.0, "top_k": None},
         {"alpha": 0.0, "top_k": 5, "tail": False, "support": "teacher"},
-        {"teacher": "trust_region", "teacher_rate": 0.3, "top_k": None},
+        {"teacher": "trust_region", "teacher_rate": 0.3, "alpha": 0.5, "top_k": None},
+        {"support": "sampled", "alpha": 1.0},
     ],
-    ids=["jsd-top5-tail", "reverse-full", "forward-top5-of-teacher", "trust-region"],
+    ids=["jsd-top5-tail", "reverse", "forward-top5-of-teacher", "trust", "sampled"],
 )
 def test_gradient_equals_that_of_whole_logits(arguments):
+    """On policy, and off it where the full vocabulary or one token is compared."""
     batch = distillation_batch()
+    if arguments["alpha"] == 1:
+        batch = batch.replace(old_logps=make_batch().old_logps)
     (value, _), expected = jax.jit(
         jax.value_and_grad(lambda p: plain_loss(p, batch, **arguments), has_aux=True)
     )(PARAMS)
@@ -123,6 +127,23 @@ def test_pgpo_scales_the_step_of_the_whole_batch():
     scaled = jax.tree.map(lambda p, s: p + rho * (s - p), PARAMS, plain.trainable)
     chex.assert_trees_all_close(whole.trainable, scaled, atol=1e-6)
     chex.assert_trees_all_close(cut.trainable, whole.trainable, atol=2e-5)
+
+
+def test_an_optimizer_with_injected_numbers_reports_its_multiplier():
+    """Among them are names that the modulation's own state has too."""
+    adapt = AdaptiveSensitivity(target=1.5, quantile=0.9, rate=0.1)
+    inject = optax.inject_hyperparams(pgpo_adamw, static_args=("delay",))
+    _, metrics = step(
+        recipes.pgpo(top_k=5),
+        distillation_batch(1),
+        inject(1e-3, sensitivity=3.0, adapt=adapt),
+    )
+    rho = np.exp(3.0 * metrics["information/gain"])
+    np.testing.assert_allclose(metrics["information/multiplier"], rho, rtol=1e-5)
+    alpha = 3.0 * np.exp(0.1 * ((rho <= 1.5) - 0.9))
+    np.testing.assert_allclose(metrics["information/sensitivity"], alpha, rtol=1e-5)
+    _, plain = step(recipes.pgpo(top_k=5), distillation_batch(1), optax.sgd(1.0))
+    assert "information/multiplier" not in plain and "information/gain" in plain
 
 
 @functools.cache

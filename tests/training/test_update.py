@@ -21,7 +21,7 @@ from tiny_policy import (
 from jaxrl_post import losses, recipes
 from jaxrl_post.errors import InputError
 from jaxrl_post.recipes import Recipe, Teacher, Term
-from jaxrl_post.training.forward import predicting_states
+from jaxrl_post.training.forward import compute_scores, predicting_states
 from jaxrl_post.training.state import init_state
 from jaxrl_post.training.update import make_score_step, make_update_step
 
@@ -125,6 +125,27 @@ def test_filler_rows_change_nothing():
     )
     ours, _ = gradient(recipe, more)
     chex.assert_trees_all_close(ours, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"log_entropy": False}, {"logps"}),
+        ({}, {"logps", "entropy"}),
+        ({"kl_weight": 0.1, "log_entropy": False}, {"logps", "ref_logps"}),
+    ],
+)
+def test_grpo_scores_what_its_terms_and_its_log_ask_for(arguments, names):
+    """No teacher, and no entropy that is not logged."""
+    recipe, batch = recipes.grpo(**arguments), make_batch()
+    state = jax.eval_shape(
+        lambda p: init_state(p, SGD, recipe, jax.random.key(0)), PARAMS
+    )
+    assert state.teacher is None
+    assert (state.reference is None) == ("ref_logps" not in names)
+    models = {"student": PARAMS, "reference": PARAMS}
+    scores = jax.eval_shape(lambda m: compute_scores(POLICY, recipe, m, batch), models)
+    assert scores.keys() == names
 
 
 def test_score_step_returns_rows_in_order():
