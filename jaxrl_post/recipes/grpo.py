@@ -162,6 +162,7 @@ def grpo(
         group_transforms=transforms,
         mask_truncated=mask_truncated,
         max_sampling_rounds=max_sampling_rounds,
+        min_group_size=2,
         log_entropy=log_entropy,
     )
 

@@ -222,6 +222,7 @@ class Recipe:
         ``sampling/kept_groups`` shows. 0: no limit.
       demonstrations: tokenise and judge the prompts' demonstrations, for
         `Groups.demonstrations`.
+      min_group_size: rollouts that a group needs for its advantages not to vanish.
       rollouts: sample completions. Without them a group is its prompt's demonstration
         alone (SFT).
       prefix: how much of each demonstration is given; the policy writes the rest.
@@ -241,6 +242,7 @@ class Recipe:
     mask_truncated: bool = False
     log_entropy: bool = True
     max_sampling_rounds: int = 10
+    min_group_size: int = 1
     demonstrations: bool = False
     rollouts: bool = True
     prefix: PrefixSchedule | None = None

@@ -151,6 +151,12 @@ def _check_groups(recipe: Recipe, group_size: int) -> None:
             f"training.group_size={group_size}: recipe {recipe.name!r} samples "
             "nothing, a group is one demonstration; set training.group_size=1."
         )
+    if group_size < recipe.min_group_size:
+        raise InputError(
+            f"training.group_size={group_size}: recipe {recipe.name!r} compares the "
+            f"rollouts of a group and learns nothing from fewer than "
+            f"{recipe.min_group_size}; raise it."
+        )
     for transform in recipe.group_transforms:
         if isinstance(transform, Injection):
             try:
