@@ -433,7 +433,7 @@ def test_learning_rates_of_the_mixed(name):
     rate = make_schedule(config.optimizer, updates)
     if name.startswith("sft"):
         rates = [float(rate(update)) for update in (0, 108, 216, updates)]
-        assert rates == pytest.approx([0.0, 2.5e-5, 5e-5, 0.0], abs=1e-12)
+        assert rates == pytest.approx([0.0, 2.5e-5, 5e-5, 0.0], abs=1e-11)  # float32
     else:
         assert [float(rate(u)) for u in (0, updates)] == pytest.approx([1e-6] * 2)
 
