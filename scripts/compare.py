@@ -215,6 +215,15 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.3f} ± {half:.3f}".replace("0.", ".")
 
 
+def number(value: float) -> str:
+    """Three digits; a share without its zero.
+
+    >>> number(0.25), number(1.0), number(16.04)
+    ('.250', '1.000', '16.0')
+    """
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}".replace("0.", ".", 1)
+
+
 def table(study: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The variants of a study, their seeds taken together, in Markdown."""
     columns = STUDIES[study].columns
@@ -247,7 +256,7 @@ def table(study: str, rows: Sequence[Mapping[str, Any]]) -> str:
             found = [summary(row["metrics"][metric], how) for row in chosen]
             known = [value for value in found if value is not None]
             mean = sum(known) / len(known) if known else None
-            values.append("" if mean is None else f"{mean:.3g}")
+            values.append("" if mean is None else number(mean))
         add(name, chosen, -1, values)
     return "\n".join(lines)
 
