@@ -62,11 +62,15 @@ def with_injection(
 
     The recipe's terms find them in `Batch.is_teacher`. SDPO's leave their tokens out,
     and distil the failed siblings towards them; GRPO's would take them for the policy's
-    own, which they are not: `hapo` is GRPO with a term for them.
+    own, which they are not: `hapo` is GRPO with a term for them. A recipe that has an
+    `Injection` gets this one in its place: `luffy` behind a gate.
 
     Args:
       recipe: to put behind the gate.
       injection: an `Injection`, or its fields; None for the default one, the paper's.
+
+    Raises:
+      ValueError: the recipe samples nothing that could give way.
 
     >>> from jaxrl_post.recipes import sdpo
     >>> print(with_injection(sdpo(), {"threshold": 0.5}))
@@ -77,5 +81,10 @@ def with_injection(
     """
     if not isinstance(injection, Injection):
         injection = Injection(**(injection or {}))
-    transforms: tuple[GroupTransform, ...] = (injection, *recipe.group_transforms)
+    if not recipe.rollouts:
+        raise ValueError(
+            f"Recipe {recipe.name!r} samples no rollouts that could give way."
+        )
+    others = (t for t in recipe.group_transforms if not isinstance(t, Injection))
+    transforms: tuple[GroupTransform, ...] = (injection, *others)
     return replace(recipe, group_transforms=transforms, demonstrations=True)

@@ -261,7 +261,9 @@ class Recipe:
                 f"Recipe {self.name!r} needs a teacher, for a term or its information, "
                 "but its teacher is 'none'; give it Teacher('live'), 'frozen' or 'ema'."
             )
-
+        discount = self.posterior_discount
+        if discount is not None and not 0 <= discount <= 1:
+            raise ValueError(f"posterior_discount is {discount}; it lies in [0, 1].")
         if self.weights_losses and not any(map(self.is_weighted, self.terms)):
             raise ValueError(
                 f"Recipe {self.name!r} has information weights for the losses of terms "

@@ -47,7 +47,7 @@ def loss_shares(recipe: Recipe, scores: Scores, part: Batch):
     for term in recipe.terms:
         weights = part.extras[_weights_of(term)]
         counted = weights != 0
-        values = jnp.where(counted, term.loss(scores, part), 0.0)
+        values = jnp.where(counted, term.loss(scores, _only(part, counted)), 0.0)
         if recipe.is_weighted(term):
             size = abs(term.weight) * weights
             spread += Reduction(jnp.sum(size * rho), jnp.sum(size))
@@ -57,8 +57,9 @@ def loss_shares(recipe: Recipe, scores: Scores, part: Batch):
             for name, metric in term.metrics(scores, part).items():
                 sums[name] = _token_sum(metric, counted)
     if recipe.log_entropy:
-        own = own_tokens(part) & part.sequence_mask[:, None]
-        sums["entropy"] = _token_sum(scores["entropy"], own)
+        logged = own_tokens(part) if recipe.rollouts else part.loss_mask
+        logged = logged & part.sequence_mask[:, None]
+        sums["entropy"] = _token_sum(scores["entropy"], logged)
     if recipe.information is not None:
         sums |= _information(recipe, scores, part)
     by_kind = [
@@ -85,6 +86,23 @@ def loss_metrics(recipe: Recipe, shares: Metrics, factors: list[Any]) -> Metrics
 def mean_or_one(rho: Reduction) -> jax.Array:
     """The mean of weights, 1 where nothing is weighted."""
     return jnp.where(rho.total > 0, rho.mean(), 1.0)
+
+
+def _only(part: Batch, counted: jax.Array) -> Batch:
+    """The part as a term sees it, its own tokens being all that is trained on.
+
+    What the sampler and the old policy say of the others, such as demonstrations, which
+    neither has written, must not reach a weight of the whole sequence.
+    """
+
+    def clean(x):
+        return None if x is None else jnp.where(counted, x, jnp.zeros((), x.dtype))
+
+    return part.replace(
+        loss_mask=counted,
+        old_logps=clean(part.old_logps),
+        sampler_logps=clean(part.sampler_logps),
+    )
 
 
 def _local_multipliers(recipe: Recipe, scores: Scores, part: Batch) -> ArrayLike:
