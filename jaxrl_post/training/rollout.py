@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -240,7 +240,7 @@ class Collector:
         given = self._store.take(groups.prompts.ids)
         if self._recipe.prefix is None:
             return given
-        rng = np.random.default_rng((self._config.run.seed, moment.step, moment.cursor))
+        rng = np.random.default_rng(jax.random.key_data(key).tolist())  # the round's
         shares = self._recipe.prefix.shares(len(groups), moment.progress, rng)
         lengths = given.mask.sum(1)
         kept = np.floor(shares * lengths + 1e-9).astype(int)
@@ -276,12 +276,13 @@ class Collector:
             whole,
             rewards=np.where(goes_on, rewards, given.rewards),
             available=np.where(goes_on, judged, given.available),
-            texts=tuple(np.where(goes_on, texts, given.texts).tolist()),
-            verdicts=tuple(
-                new if on else old
-                for on, new, old in zip(goes_on, verdicts, given.verdicts, strict=True)
-            ),
+            texts=_chosen(goes_on, texts, given.texts),
+            verdicts=_chosen(goes_on, verdicts, given.verdicts),
         )
+
+
+def _chosen(where: np.ndarray, new: Sequence[Any], old: Sequence[Any]) -> tuple:
+    return tuple(n if on else o for on, n, o in zip(where, new, old, strict=True))
 
 
 def continue_prefixes(
@@ -326,7 +327,11 @@ def continue_prefixes(
 
 
 class _Posteriors:
-    """What earlier visits of prompts showed, for recipes that remember them."""
+    """What earlier visits of prompts showed, for recipes that remember them.
+
+    A round may draw a prompt twice, where an epoch ends: the past then fades once, and
+    both groups count.
+    """
 
     def __init__(
         self, task: Task, recipe: Recipe, posterior: np.ndarray | None
@@ -342,14 +347,17 @@ class _Posteriors:
         """``[P, 2]``, faded towards the uniform prior."""
         if self.after is None:
             return None
-        past = self.after[[self._rows[name] for name in ids]]
-        return 1 + self._discount * (past - 1)
+        rows = [self._rows[name] for name in ids]
+        self._faded = self.after.copy()
+        self._faded[rows] = 1 + self._discount * (self.after[rows] - 1)
+        return self._faded[rows]
 
     def keep(self, groups: Groups) -> None:
         """Remembers what a transform made of them."""
         if self.after is not None:
             rows = [self._rows[name] for name in groups.prompts.ids]
-            self.after[rows] = groups.posterior
+            self.after[rows] = self._faded[rows]
+            np.add.at(self.after, rows, groups.posterior - self._faded[rows])
 
 
 def completion_rows(
