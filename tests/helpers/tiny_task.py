@@ -24,3 +24,16 @@ def load(split="train", count=10):
         for i in range(count)
     ]
     return RowsTask("tiny", rows, judge)
+
+
+def load_demonstrated(split="train", count=5, demonstrations=("4", "123", "x")):
+    """`count` questions, to which the demonstrations are given in turn.
+
+    By default the third of them is wrong: the judge rejects it.
+    """
+    task = load(split, count)
+    given = [demonstrations[i % len(demonstrations)] for i in range(count)]
+    prompts = task.rows(range(count))
+    fields = (prompts.ids, prompts.messages, prompts.columns, given)
+    rows = [Row(*row) for row in zip(*fields, strict=True)]
+    return RowsTask("tiny", rows, judge)

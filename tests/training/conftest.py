@@ -68,33 +68,6 @@ def tiny_config(tiny_model, tmp_path):
 @pytest.fixture
 def make_groups():
     """Makes judged groups; completion ``g`` of each is the text ``"g"``."""
-    import numpy as np
+    from tiny_groups import make_groups
 
-    from jaxrl_post.recipes import Groups
-    from jaxrl_post.types import Prompts, Verdict
-
-    def make(rewards):
-        count, size = len(rewards), len(rewards[0])
-        questions = [({"role": "user", "content": f"q{p}"},) for p in range(count)]
-        return Groups(
-            prompts=Prompts(
-                tuple(f"q{p}" for p in range(count)),
-                tuple(questions),
-                ({},) * count,
-                (None,) * count,
-            ),
-            contexts=np.ones((count, 4), np.int32),
-            context_mask=np.ones((count, 4), bool),
-            tokens=np.ones((count, size, 6), np.int32),
-            mask=np.ones((count, size, 6), bool),
-            sampler_logps=np.zeros((count, size, 6), np.float32),
-            stopped=np.ones((count, size), bool),
-            completions=tuple(tuple(str(g) for g in range(size)) for _ in rewards),
-            verdicts=tuple(
-                tuple(Verdict(float(r), bool(r)) for r in row) for row in rewards
-            ),
-            rewards=np.array(rewards, np.float32),
-            judged=np.ones((count, size), bool),
-        )
-
-    return make
+    return make_groups
