@@ -98,15 +98,15 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arrays = _flatten(state)
-        value = (metrics or {}).get(self._best) if self._best else None
-        scores = {} if value is None else {str(self._best): float(value)}
-        self._note_score(step, scores)
+        self._note_score(step, metrics or {})
         self._manager.save(
             step,
             args=ocp.args.StandardSave(arrays),
             custom_metadata={
                 "about": self._about,
-                "metrics": scores,
+                "metrics": {self._best: self._scores[step]}
+                if step in self._scores
+                else {},
                 "sha256": _digests(arrays),
             },
         )

@@ -44,6 +44,7 @@ class Signals:
         self.received: int | None = None
         self.grace_seconds = grace_seconds
         self._end: threading.Timer | None = None
+        self._in_step = False
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
         """Handles the first signal."""
@@ -60,19 +61,29 @@ class Signals:
         self._end.daemon = True
         self._end.start()
 
-    def step_is_done(self) -> None:
-        """From here on nothing is given up; the process still ends in time."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step, and nothing else: what may be given up.
+
+        Raises:
+          StepGivenUp: half of the grace time is over.
+        """
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step = False
 
     def over(self) -> None:
         """All is saved."""
-        self.step_is_done()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if self._end is not None:
             self._end.cancel()
 
     def _give_up(self, signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        raise StepGivenUp
+        if self._in_step:
+            raise StepGivenUp
 
     def _leave(self) -> None:
         print(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -155,12 +155,12 @@ class _Run:
                 for step in range(int(state.step) + 1, stage.last + 1):
                     last = step == stage.last
                     try:
-                        state, row = trainer.step(state, step)
-                        if last or (every and step % every == 0):
-                            row |= self._evaluate(state)
+                        with noted.step():
+                            state, row = trainer.step(state, step)
+                            if last or (every and step % every == 0):
+                                row |= self._evaluate(state)
                     except StepGivenUp:
                         self._stop(noted.received, state, row, after=step - 1)
-                    noted.step_is_done()
                     # The row is on disk before the checkpoint that makes it final.
                     writer.write(row)
                     display.update(step, row)
@@ -209,13 +209,15 @@ class _Run:
         metrics = self.evaluator(merge_params(state.trainable, state.frozen))
         return {**metrics, "time/evaluate": time.perf_counter() - start}
 
-    def _stop_if_asked(self, noted: Signals, state: TrainState, row) -> None:
+    def _stop_if_asked(self, noted: Signals, state: TrainState, row: Mapping) -> None:
         step = int(state.step)
         preempted = self.checkpoints.preempted(step)
         if signum := noted.received or (signal.SIGTERM if preempted else None):
             self._stop(signum, state, row, after=step)
 
-    def _stop(self, signum: int | None, state: TrainState, row, *, after: int) -> None:
+    def _stop(
+        self, signum: int | None, state: TrainState, row: Mapping, *, after: int
+    ) -> NoReturn:
         """Saves the state after a step and ends the run.
 
         Where the state is gone, for an update has begun to change it, or is not that

@@ -7,13 +7,13 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import ConfigError, InputError
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.metrics import FILE_NAME, read_metrics
 
@@ -100,7 +100,10 @@ def check_unchanged(
     path = run_dir / "config.yaml"
     if not path.exists() or not (run_dir / FILE_NAME).exists():
         return []
-    before = _keys(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    with suppress(ConfigError):  # keys added since then had their defaults
+        tree = yaml.safe_load(Config.from_dict(tree).to_yaml())
+    before = _keys(tree)
     now = _keys(yaml.safe_load(config.to_yaml()))
     changed = {
         key: _may_change(key, config)
@@ -125,9 +128,6 @@ def check_unchanged(
 def clean(run_dir: Path) -> None:
     """Removes what a process left that was killed while it wrote the model."""
     for scratch in run_dir.glob(f".{MODEL}-*"):
-        replaced = scratch / "replaced"  # killed between two renames
-        if replaced.is_dir() and not (run_dir / MODEL).exists():
-            replaced.rename(run_dir / MODEL)
         shutil.rmtree(scratch)
 
 
@@ -163,8 +163,15 @@ def _disk_problem(error: BaseException | None) -> str | None:
 
 
 def final_row(run_dir: Path, steps: int) -> Mapping[str, Any] | None:
-    """The last row of a run that is finished, or None."""
-    if not (run_dir / MODEL).is_dir() or not (run_dir / FILE_NAME).exists():
+    """The last row of a run that is finished, or None.
+
+    The model is written after the last row; an older one is that of a run which was
+    then made longer, and killed before it wrote its own.
+    """
+    model, metrics = run_dir / MODEL / "config.json", run_dir / FILE_NAME
+    if not model.exists() or not metrics.exists():
+        return None
+    if model.stat().st_mtime_ns < metrics.stat().st_mtime_ns:
         return None
     rows = read_metrics(run_dir)
     return rows[-1] if rows and rows[-1]["step"] == steps else None

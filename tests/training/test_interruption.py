@@ -19,7 +19,7 @@ from jaxrl_post.training.rollout import Collector
 PROGRAM = """
 import os, signal, time
 from jaxrl_post.training.interruption import StepGivenUp, signals
-with signals(grace_seconds={grace}) as noted:
+with signals(grace_seconds={grace}) as noted, noted.step():
     {do}
 """
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 from tiny_runs import DieAfter, Died, assert_same_run, assert_same_state
@@ -96,7 +99,22 @@ def test_a_changed_config_says_what_changed_and_needs_permission(tiny_config):
     assert "  optimizer.learning_rate: 0.01 -> 0.5 (alters the mathematics)" in lines
     assert "  training.steps: 1 -> 2" in lines
     assert "--allow-changes" in lines[-1]
+    # A key that the version before did not have was at its default.
+    path = Path(make(1, 0.01).run.dir) / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    del tree["training"]["spike_window"], tree["run"]["replay"]
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError) as error:
+        training.run(make(2, 0.5))
+    assert str(error.value).split("\n") == lines
+
     result = training.run(make(2, 0.5), allow_changes=True)
     assert result.last_row["step"] == 2
     assert result.last_row["learning_rate"] == 0.5
-    training.run(make(2, 0.5))  # the changes are now the run's config
+    # The changes are now the run's config. Killed before it wrote its model, the run
+    # that was made longer is not finished by the model of the shorter one.
+    assert training.run(make(2, 0.5)).state is None
+    model = result.dir / "model" / "config.json"
+    os.utime(model, (0, 0))
+    assert training.run(make(2, 0.5)).state is not None
+    assert model.stat().st_mtime > 0
