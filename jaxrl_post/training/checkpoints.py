@@ -159,6 +159,10 @@ class Checkpoints:
         wanted = _flatten(like)
         found = self._read(step, lambda: self._manager.item_metadata(step))
         found = dict(getattr(found, "tree", found) or {})
+        if not found:
+            raise DamagedCheckpoint(
+                f"{self._folder / str(step)}: damaged: the list of its arrays is gone."
+            )
         problems = [f"missing: {name}" for name in wanted if name not in found]
         problems += [f"not expected: {name}" for name in found if name not in wanted]
         problems += [
@@ -166,7 +170,7 @@ class Checkpoints:
             for name, value in wanted.items()
             if name in found and tuple(found[name].shape) != tuple(value.shape)
         ]
-        if problems and found:
+        if problems:
             raise InputError(
                 f"checkpoint {step} does not fit this run:\n  "
                 + "\n  ".join(problems)
