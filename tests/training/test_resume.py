@@ -55,8 +55,7 @@ def test_a_run_that_died_resumes_to_the_same_bits(tiny_config, tmp_path, name):
     case = CASES[name]
     common = {
         "recipe": {"name": name, **case.get("recipe", {})},
-        "task": case.get("task", {}),
-        "stages": case.get("stages", {}),
+        **{key: case[key] for key in ("task", "stages") if key in case},
         "training": {
             **{"group_size": 2, "updates_per_step": 2, "evaluate_every": 2},
             **{"checkpoint_every": 2, **case.get("training", {})},
