@@ -14,7 +14,7 @@ Train a model as a config file says.
 
 The run is a folder (run.dir, by default runs/NAME of the config): config.yaml,
 metrics.jsonl, completions/, checkpoints/ and report.html. The same command on the
-same folder resumes the run; Ctrl-C saves it first.
+same folder resumes the run; Ctrl-C saves it first, a second one leaves at once.
 
   jaxrl-post train configs/quickstart.yaml
   jaxrl-post train configs/quickstart.yaml training.steps=20 run.dir=runs/short"""
@@ -24,6 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     add_overrides(parser)
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="resume although the config alters what the run computes",
+    )
+    parser.add_argument(
+        "--replay",
+        metavar="RUN",
+        help="train on the completions saved in that run's folder, without sampling; "
+        "the same as run.replay=RUN",
+    )
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains; at the end prints the base beside the result."""
     from jaxrl_post.training.config import load_config
 
-    config = load_config(arguments.config, arguments.overrides)
+    overrides = [*arguments.overrides]
+    if arguments.replay is not None:
+        overrides.append(f"run.replay={arguments.replay}")
+    config = load_config(arguments.config, overrides)
     assert config.run.dir is not None  # load_config sees to that
 
     import jax
@@ -49,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxrl_post.training.progress import Progress
 
     try:
-        run(config, progress=Progress)
+        run(config, progress=Progress, allow_changes=arguments.allow_changes)
     except Interrupted as stop:
-        command = ["jaxrl-post", "train", arguments.config, *arguments.overrides]
+        command = ["jaxrl-post", "train", arguments.config, *overrides]
         if jax.process_index() == 0:
             name = signal.Signals(stop.signum).name
             print(f"stopped by {name}; saved. To resume:", file=sys.stderr)

@@ -1,7 +1,17 @@
-"""Checkpoints of a run, through Orbax, each whole or not there at all."""
+"""Checkpoints of a run, through Orbax: each whole or not there, and known to be right.
+
+Orbax writes into a temporary folder and renames it, so that a process that dies leaves
+a whole checkpoint or none. Disks and hands do damage later: each array's SHA-256, taken
+in memory before the array is written, goes with the checkpoint and is compared when it
+is read.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +25,10 @@ from jaxrl_post.training.state import TrainState
 FOLDER = "checkpoints"
 
 
+class DamagedCheckpoint(InputError):
+    """A checkpoint cannot be read, or does not hold what was saved."""
+
+
 class Checkpoints:
     """The checkpoints in a run's folder.
 
@@ -23,30 +37,112 @@ class Checkpoints:
     Saving is asynchronous; `wait` and `close` finish it.
     """
 
-    def __init__(self, run_dir: str | Path, *, keep: int = 2) -> None:
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        keep: int = 2,
+        best: str | None = None,
+        about: Mapping[str, Any] | None = None,
+        read_only: bool = False,
+    ) -> None:
         """Opens the folder, made if absent.
 
         Args:
           run_dir: the run's folder.
           keep: how many of the newest checkpoints stay.
+          best: a metric; the checkpoint where it is greatest stays too.
+          about: what is saved with each, as JSON: the run's config, the code's version.
+          read_only: for a run that another process may be writing.
         """
+        self._folder = (Path(run_dir) / FOLDER).absolute()
+        self._best, self._about = best, dict(about or {})
+        self._scores: dict[int, float] = {}
         self._manager = ocp.CheckpointManager(
-            (Path(run_dir) / FOLDER).absolute(),
+            self._folder,
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=True, create=True
+                preservation_policy=_Preservation(keep, self._scores),
+                enable_async_checkpointing=True,
+                create=not read_only,
+                read_only=read_only,
+                # What a killed process left of a checkpoint that it was writing.
+                cleanup_tmp_directories=not read_only,
             ),
         )
+        if best is not None:
+            for step in self._manager.all_steps():
+                self._note_score(step, self.about(step).get("metrics", {}))
 
     def latest(self) -> int | None:
         """The newest checkpoint's step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState) -> None:
-        """Begins to save the state under its step; a step is saved once."""
+    def about(self, step: int) -> dict[str, Any]:
+        """What was saved with a checkpoint besides its arrays: ``about``, the
+        ``metrics`` of its step and the arrays' ``sha256``; empty if unreadable."""
+        try:
+            return dict(self._manager.metadata(step).custom_metadata or {})
+        except Exception as error:
+            _raise_unless_damage(error)
+            return {}
+
+    def save(self, state: TrainState, metrics: Mapping[str, Any] | None = None) -> None:
+        """Begins to save the state under its step; a step is saved once.
+
+        Args:
+          state: after a step.
+          metrics: of that step, where one may be that of the best checkpoint.
+        """
         step = int(state.step)
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(_flatten(state)))
+        if step in self._manager.all_steps():
+            return
+        arrays = _flatten(state)
+        self._note_score(step, metrics or {})
+        self._manager.save(
+            step,
+            args=ocp.args.StandardSave(arrays),
+            custom_metadata={
+                "about": self._about,
+                "metrics": {self._best: self._scores[step]}
+                if step in self._scores
+                else {},
+                "sha256": _digests(arrays),
+            },
+        )
+
+    def resume(
+        self, like: Callable[[int], TrainState], report: Callable[[str], None] = print
+    ) -> TrainState | None:
+        """The state of the newest checkpoint that is whole; None where there is none.
+
+        Damaged ones after it are reported and renamed ``damaged-<step>``: their steps
+        will be done again.
+
+        Args:
+          like: gives, for a step, a state to lay the checkpoint out like.
+          report: gets a line for each damaged checkpoint.
+
+        Raises:
+          InputError: a checkpoint does not fit the run, or all are damaged.
+        """
+        damaged: list[int] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(like(step), step)
+            except DamagedCheckpoint as error:
+                report(f"{error} The checkpoint before it is used.")
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            return state
+        if damaged:
+            raise InputError(
+                f"{self._folder}: none of the checkpoints {sorted(damaged)} is whole, "
+                "so the run cannot go on. Restore one from a backup, or delete "
+                f"{self._folder} to begin again."
+            )
+        return None
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
         """The state of a checkpoint, laid out like `like`.
@@ -56,12 +152,17 @@ class Checkpoints:
           step: which; None: the newest.
 
         Raises:
+          DamagedCheckpoint: it cannot be read, or an array is not the one saved.
           InputError: the checkpoint does not fit; every difference is listed.
         """
         step = self.latest() if step is None else step
         wanted = _flatten(like)
-        found = self._manager.item_metadata(step)
+        found = self._read(step, lambda: self._manager.item_metadata(step))
         found = dict(getattr(found, "tree", found) or {})
+        if not found:
+            raise DamagedCheckpoint(
+                f"{self._folder / str(step)}: damaged: the list of its arrays is gone."
+            )
         problems = [f"missing: {name}" for name in wanted if name not in found]
         problems += [f"not expected: {name}" for name in found if name not in wanted]
         problems += [
@@ -77,18 +178,17 @@ class Checkpoints:
                 "with, or give the run another run.dir."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        return _unflatten(like, restored)
+        return _unflatten(like, self._verified(step, abstract))
 
     def arrays(self) -> dict[str, Any]:
         """What the newest checkpoint holds, by path, as host arrays.
 
         Raises:
-          InputError: there is none.
+          InputError: there is none, or it is damaged.
         """
         if (step := self.latest()) is None:
-            raise InputError(f"{self._manager.directory}: there is no checkpoint yet.")
-        return self._manager.restore(step, args=ocp.args.StandardRestore())
+            raise InputError(f"{self._folder}: there is no checkpoint yet.")
+        return self._verified(step, None)
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -98,6 +198,80 @@ class Checkpoints:
         """Finishes saving and lets go of the folder."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def preempted(self, step: int) -> bool:
+        """Whether the machines are about to be taken away, as all processes agree.
+
+        jax's preemption service, which ``jax.distributed.initialize`` starts, carries
+        the notice of one machine to all and names the step to stop after.
+        """
+        return self._manager.reached_preemption(step)
+
+    def _verified(self, step: int | None, abstract: Any) -> dict[str, Any]:
+        args = ocp.args.StandardRestore(*(() if abstract is None else (abstract,)))
+        arrays = self._read(step, lambda: self._manager.restore(step, args=args))
+        saved = self.about(step).get("sha256") if step is not None else None
+        if not saved:
+            raise DamagedCheckpoint(
+                f"{self._folder / str(step)}: damaged: there are no checksums."
+            )
+        now = _digests(arrays)
+        # None: spread over several processes, none of which sees it whole.
+        known = {name for name, digest in now.items() if digest and saved.get(name)}
+        if wrong := sorted(name for name in known if now[name] != saved[name]):
+            raise DamagedCheckpoint(
+                f"{self._folder / str(step)}: damaged: {', '.join(wrong)} differ(s) "
+                "from what was saved."
+            )
+        return arrays
+
+    def _read(self, step: int | None, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except Exception as error:
+            _raise_unless_damage(error)
+            first = str(error).strip().partition("\n")[0][:200]
+            raise DamagedCheckpoint(
+                f"{self._folder / str(step)}: damaged, it cannot be read: {first}."
+            ) from error
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = self._folder / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(step)).rename(aside)
+                self._scores.pop(step, None)
+        ocp.multihost.sync_global_processes("jaxrl_post:damaged")
+        self._manager.reload()
+
+    def _note_score(self, step: int, metrics: Mapping[str, Any]) -> None:
+        value = metrics.get(self._best) if self._best else None
+        if value is not None and np.isfinite(value):
+            self._scores[step] = float(value)
+
+
+class _Preservation:
+    """Which checkpoints stay: the newest, and the one with the greatest score.
+
+    Orbax asks when it begins to save, and deletes when the new one is on disk.
+    """
+
+    def __init__(self, keep: int, scores: Mapping[int, float]) -> None:
+        self._keep, self._scores = keep, scores
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> Sequence[bool]:
+        del context
+        steps = sorted(info.step for info in checkpoints)
+        stay = set(steps[-self._keep :])
+        # Of equal ones the first: it was reached with less.
+        scored = [step for step in steps if step in self._scores]
+        stay |= {max(scored, key=lambda step: self._scores[step])} if scored else set()
+        return [info.step in stay for info in checkpoints]
 
 
 def load_policy(run_dir: str | Path) -> tuple[Any, Any, Any]:
@@ -115,7 +289,7 @@ def load_policy(run_dir: str | Path) -> tuple[Any, Any, Any]:
     config = load_config(Path(run_dir) / "config.yaml")
     if not (Path(run_dir) / FOLDER).is_dir():
         raise InputError(f"{run_dir}: there is no checkpoint yet.")
-    checkpoints = Checkpoints(run_dir)
+    checkpoints = Checkpoints(run_dir, read_only=True)
     try:
         saved = checkpoints.arrays()
     finally:
@@ -127,6 +301,28 @@ def load_policy(run_dir: str | Path) -> tuple[Any, Any, Any]:
         return jax.device_put(saved[name], leaf.sharding) if name in saved else leaf
 
     return policy, jax.tree_util.tree_map_with_path(newest, params), tokenizer
+
+
+def _raise_unless_damage(error: Exception) -> None:
+    """A machine without memory for a checkpoint says nothing about the checkpoint."""
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        raise error
+
+
+def _digests(arrays: Mapping[str, Any]) -> dict[str, str | None]:
+    """SHA-256 of each array's dtype, shape and bytes; None for those that this process
+    holds only a part of."""
+    with ThreadPoolExecutor() as pool:  # hashing large buffers lets other threads run
+        return dict(zip(arrays, pool.map(_digest, arrays.values()), strict=True))
+
+
+def _digest(array: Any) -> str | None:
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    host = np.asarray(array)
+    digest = hashlib.sha256(f"{host.dtype} {host.shape} ".encode())
+    digest.update(np.ascontiguousarray(host).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:

@@ -47,11 +47,17 @@ class RunConfig:
       seed: of everything random: sampling, the order of prompts, dropped samples.
       judge_workers: processes that judge completions; by default one per core, at
         most 8.
+      grace_seconds: from SIGINT or SIGTERM until the process is gone. The step under
+        way is given up after half of them, which leaves the rest for saving.
+      replay: folder of a run whose saved completions are trained on, in the place of
+        sampled ones; null: sample.
     """
 
     dir: str = inherited()
     seed: int = number(0, at_least=0)
     judge_workers: int | None = number(None, at_least=1)
+    grace_seconds: float = number(60.0, above=0)
+    replay: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,8 +156,11 @@ class TrainingConfig:
         included) of one forward and backward pass; null: a whole update at once. Holds
         at least one sequence of the greatest length.
       chunk_size: tokens whose logits exist at one time; null: chosen for the memory.
-      max_skipped_updates: updates in a row that may be skipped for non-finite
-        gradients before the run stops.
+      max_skipped_updates: updates in a row that may be skipped, for a loss or a
+        gradient that is not finite or for a spike, before the run stops.
+      spike_deviations: skips updates whose gradient norm lies more than so many robust
+        deviations above the median of those before; null: none are skipped for that.
+      spike_window: updates that this median is taken over; the first ones only fill it.
       evaluate_every: steps between evaluations; null: only the base, and the end.
       teacher_samples: answers per question that the self-teacher is asked for in the
         first step and in those that are evaluated, to measure its accuracy beside the
@@ -159,6 +168,8 @@ class TrainingConfig:
       checkpoint_every: steps between checkpoints; one more is made at the end and on
         a signal.
       keep_checkpoints: how many of the last checkpoints stay.
+      keep_best: a metric, such as ``eval/science/avg@16``: of the checkpoints of steps
+        that have it, the one where it is greatest stays as well; null: none.
     """
 
     steps: int = number(at_least=0)
@@ -168,10 +179,13 @@ class TrainingConfig:
     micro_batch_tokens: int | None = number(None, at_least=1)
     chunk_size: int | None = number(None, at_least=1)
     max_skipped_updates: int = number(10, at_least=1)
+    spike_deviations: float | None = number(None, above=0)
+    spike_window: int = number(50, at_least=2)
     evaluate_every: int | None = number(None, at_least=1)
     teacher_samples: int | None = number(None, at_least=1)
     checkpoint_every: int = number(50, at_least=1)
     keep_checkpoints: int = number(2, at_least=1)
+    keep_best: str | None = None
 
 
 @dataclass(frozen=True)
@@ -327,11 +341,11 @@ class Config:
                 problems.append(f"{prefix}.{section}: no section of a stage; {hint}")
             elif not isinstance(keys, Mapping):
                 problems.append(f"{prefix}.{section}={keys!r}: expected a section")
-            elif section == "training" and "keep_checkpoints" in keys:
-                problems.append(
-                    f"{prefix}.training.keep_checkpoints: is of the whole run; set "
-                    "training.keep_checkpoints"
-                )
+            elif section == "training" and (own := _WHOLE_RUN & keys.keys()):
+                problems += [
+                    f"{prefix}.training.{key}: is of the whole run; set training.{key}"
+                    for key in sorted(own)
+                ]
         if not problems:
             try:
                 self.stage(name)
@@ -340,6 +354,7 @@ class Config:
         return problems
 
 
+_WHOLE_RUN = {"keep_checkpoints", "keep_best"}
 _STAGE_SECTIONS = ("task", "recipe", "optimizer", "training", "sampling")
 
 

@@ -48,6 +48,13 @@ def problems_of(config: Config) -> list[str]:
     if list(sizes.values()).count(-1) > 1:
         rest_of = [f"mesh.{axis}=-1" for axis, size in sizes.items() if size == -1]
         problems.append(f"{' and '.join(rest_of)}: only one axis can be the rest")
+    if (best := training.keep_best) is not None and best.startswith("eval/"):
+        block_name = best.split("/")[1]
+        if block_name not in config.evaluation:
+            problems.append(
+                f"training.keep_best={best!r}: there is no evaluation block "
+                f"{block_name!r}; {nearest(block_name, config.evaluation)}"
+            )
     for name, block in config.evaluation.items():
         if not re.fullmatch(r"[A-Za-z0-9][\w.@-]*", name):
             problems.append(

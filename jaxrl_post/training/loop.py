@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxrl_post import models
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
-from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.tasks import Task
-from jaxrl_post.training import run_folder
-from jaxrl_post.training.assembly import cut_batch, make_batch
+from jaxrl_post.training import faults, run_folder
 from jaxrl_post.training.checkpoints import Checkpoints
 from jaxrl_post.training.config import Config
-from jaxrl_post.training.demonstrations import DemonstrationStore
 from jaxrl_post.training.evaluation import Evaluator
+from jaxrl_post.training.interruption import Interrupted as Interrupted
+from jaxrl_post.training.interruption import Signals, StepGivenUp, signals
 from jaxrl_post.training.metrics import MetricsWriter, replace_text
-from jaxrl_post.training.optimizer import make_optimizer, make_schedule
 from jaxrl_post.training.progress import Progress
-from jaxrl_post.training.rollout import Collector, Moment, completion_rows
-from jaxrl_post.training.run_folder import Interrupted as Interrupted
-from jaxrl_post.training.setup import open_mesh, open_model, open_sampler, open_task
+from jaxrl_post.training.provenance import code_version
+from jaxrl_post.training.setup import open_mesh, open_model, open_task
 from jaxrl_post.training.stages import Stage, make_stages, stage_of
 from jaxrl_post.training.state import TrainState, init_state, merge_params
-from jaxrl_post.training.teacher_accuracy import teacher_accuracy, teacher_params
-from jaxrl_post.training.teacher_contexts import make_teacher_contexts
-from jaxrl_post.training.update import make_score_step, make_update_step
+from jaxrl_post.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,7 @@ def run(
     *,
     recipe: Recipe | None = None,
     progress: Callable[..., Progress] = Progress,
+    allow_changes: bool = False,
 ) -> RunResult:
     """Trains as a config says, or resumes its folder; does nothing if that is finished.
 
@@ -66,9 +60,11 @@ def run(
       config: with `run.dir` set, as `load_config` returns it.
       recipe: in place of the one that the config names, where it has no stages.
       progress: makes the display, called with the steps in all and those done.
+      allow_changes: resume although the config alters the mathematics.
 
     Raises:
-      InputError: something in the config does not exist or does not fit.
+      InputError: something in the config does not exist or does not fit, or the disk
+        is full.
       Interrupted: after SIGINT or SIGTERM, when everything is saved.
     """
     stages = make_stages(config, recipe)
@@ -76,16 +72,20 @@ def run(
         raise InputError("run.dir: a run needs a folder; name one.")
     run_dir = Path(config.run.dir)
     with ExitStack() as stack:
+        stack.enter_context(run_folder.disk_errors(run_dir))
         stack.enter_context(run_folder.owned(run_dir))
-        run_folder.check_unchanged(run_dir, config)
+        changes = run_folder.check_unchanged(
+            run_dir, config, allow_changes=allow_changes
+        )
         if row := run_folder.final_row(run_dir, stages[-1].last):
             return RunResult(run_dir, None, row)
-        signals = stack.enter_context(run_folder.signals())
+        run_folder.clean(run_dir)
+        noted = stack.enter_context(signals(config.run.grace_seconds))
         timeout = max(stage.config.task.judge_timeout for stage in stages)
         pool = stack.enter_context(JudgePool(config.run.judge_workers, timeout=timeout))
         whole = _Run(config, stages, run_dir, pool)
         stack.callback(whole.checkpoints.close)
-        return whole.train(signals, progress)
+        return whole.train(noted, progress, changes)
 
 
 class _Run:
@@ -101,27 +101,39 @@ class _Run:
         mesh = meshes[0]
         self.policy, self.params, self.tokenizer = open_model(config, mesh)
         self.trainers = [
-            _Trainer(stage, task, self.policy, self.tokenizer, pool, mesh, run_dir)
+            Trainer(stage, task, self.policy, self.tokenizer, pool, mesh, run_dir)
             for stage, task in zip(stages, tasks, strict=True)
         ]
         self.evaluator = Evaluator(config, self.policy, self.tokenizer, pool, mesh=mesh)
-        self.checkpoints = Checkpoints(run_dir, keep=config.training.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            run_dir,
+            keep=config.training.keep_checkpoints,
+            best=config.training.keep_best,
+            about={"code": code_version(), "config": config.to_dict()},
+        )
 
     def train(
-        self, signals: run_folder.Signals, progress: Callable[..., Progress]
+        self,
+        noted: Signals,
+        progress: Callable[..., Progress],
+        changes: Sequence[str] = (),
     ) -> RunResult:
         """All steps that are not done yet."""
         steps = self.stages[-1].last
-        state, current = self._open_state()
+        messages = [f"changed: {line}" for line in changes]
+        state, current = self._open_state(messages.append)
         first = int(state.step)
         replace_text(self.dir / "config.yaml", self.config.to_yaml())
-        resumed = first if self.checkpoints.latest() is not None else -1
+        saved = self.checkpoints.latest()
+        resumed = -1 if saved is None else first
         with (
             MetricsWriter(self.dir, resumed_step=resumed) as writer,
             progress(steps, first) as display,
         ):
             row: dict[str, Any] = {"step": first}
-            if resumed < 0:
+            for message in messages:
+                display.message(message)
+            if saved is None:
                 display.message("\n".join(map(str, self.stages)))
                 for store in [t.store for t in self.trainers if t.store]:
                     display.message(str(store))
@@ -129,27 +141,39 @@ class _Run:
                 row |= self._evaluate(state)
                 writer.write(row)
                 display.update(0, row)
-                self._stop_if_asked(signals, state)
+                self._stop_if_asked(noted, state, row)
             else:
                 display.message(f"resuming after step {first}")
+                code = self.checkpoints.about(saved).get("about", {}).get("code")
+                if code != code_version():
+                    display.message(f"changed: code: {code} -> {code_version()}")
             for trainer in self.trainers[current:]:
                 stage, training = trainer.stage, trainer.config.training
                 if stage is not self.stages[current]:
                     state = stage.begin(state, trainer.optimizer, len(trainer.task))
                 every = training.evaluate_every
                 for step in range(int(state.step) + 1, stage.last + 1):
-                    state, row = trainer.step(state, step)
                     last = step == stage.last
-                    if last or (every and step % every == 0):
-                        row |= self._evaluate(state)
+                    try:
+                        with noted.step():
+                            state, row = trainer.step(state, step)
+                            if last or (every and step % every == 0):
+                                row |= self._evaluate(state)
+                    except StepGivenUp:
+                        self._stop(noted.received, state, row, after=step - 1)
                     # The row is on disk before the checkpoint that makes it final.
                     writer.write(row)
                     display.update(step, row)
+                    if skipped := row["update/skipped"]:
+                        display.message(
+                            f"step {step}: {skipped:.0%} of the updates skipped; see "
+                            f"{self.dir / faults.FOLDER}"
+                        )
                     trainer.check_skips(state, step)
                     if last or step % training.checkpoint_every == 0:
-                        self.checkpoints.save(state)
+                        self.checkpoints.save(state, row)
                     if step != steps:
-                        self._stop_if_asked(signals, state)
+                        self._stop_if_asked(noted, state, row)
         models.save(
             self.policy,
             merge_params(state.trainable, state.frozen),
@@ -159,23 +183,24 @@ class _Run:
         )
         return RunResult(self.dir, state, row)
 
-    def _open_state(self) -> tuple[TrainState, int]:
+    def _open_state(self, report: Callable[[str], None]) -> tuple[TrainState, int]:
         """The state to go on from, and the index of the stage that it belongs to."""
-        saved = self.checkpoints.latest()
-        current = stage_of(self.stages, saved or 0)
-        key = jax.random.key(self.config.run.seed)
-        trainer = self.trainers[current]
-        state = init_state(
-            self.params,
-            trainer.optimizer,
-            trainer.recipe,
-            key,
-            questions=len(trainer.task),
-        )
+
+        def begun(step: int) -> TrainState:
+            trainer = self.trainers[stage_of(self.stages, step)]
+            return init_state(
+                self.params,
+                trainer.optimizer,
+                trainer.recipe,
+                jax.random.key(self.config.run.seed),
+                questions=len(trainer.task),
+                spike_window=trainer.stage.spike_window,
+            )
+
+        state = self.checkpoints.resume(begun, report)
+        state = begun(0) if state is None else state
         del self.params  # updates donate them
-        if saved is not None:
-            state = self.checkpoints.restore(state)
-        return state, current
+        return state, stage_of(self.stages, int(state.step))
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         if not self.config.evaluation:
@@ -184,179 +209,25 @@ class _Run:
         metrics = self.evaluator(merge_params(state.trainable, state.frozen))
         return {**metrics, "time/evaluate": time.perf_counter() - start}
 
-    def _stop_if_asked(self, signals: run_folder.Signals, state: TrainState) -> None:
-        if signals.received:
-            self.checkpoints.save(state)
-            self.checkpoints.wait()
-            raise Interrupted(signals.received)
+    def _stop_if_asked(self, noted: Signals, state: TrainState, row: Mapping) -> None:
+        step = int(state.step)
+        preempted = self.checkpoints.preempted(step)
+        if signum := noted.received or (signal.SIGTERM if preempted else None):
+            self._stop(signum, state, row, after=step)
 
+    def _stop(
+        self, signum: int | None, state: TrainState, row: Mapping, *, after: int
+    ) -> NoReturn:
+        """Saves the state after a step and ends the run.
 
-_OF_TEACHER = 1 << 30
-"""Folded into a step's key for the teacher's answers; sampling rounds count from 0."""
-
-
-class _Trainer:
-    """What makes the steps of one stage."""
-
-    def __init__(
-        self,
-        stage: Stage,
-        task: Task,
-        policy: Policy,
-        tokenizer: Any,
-        pool: JudgePool,
-        mesh: jax.sharding.Mesh | None,
-        run_dir: Path,
-    ) -> None:
-        self.stage, self.config, self.recipe = stage, stage.config, stage.recipe
-        self.task, self.policy, self.tokenizer = task, policy, tokenizer
-        self.pool, self.mesh, self.dir = pool, mesh, run_dir
-        config, recipe, training = stage.config, stage.recipe, stage.config.training
-        self.sampler = sampler = open_sampler(
-            self.policy, self.tokenizer, config.sampling, config.task.max_prompt_length
-        )
-        self.store = None
-        if recipe.demonstrations:
-            self.store = DemonstrationStore(
-                task,
-                tokenizer,
-                pool,
-                max_new_tokens=config.sampling.max_new_tokens,
-                chat_template_arguments=config.model.chat_template_arguments,
-                key=stage.key("task"),
-            )
-        self.collector = Collector(
-            config,
-            task,
-            recipe,
-            sampler,
-            self.tokenizer,
-            pool,
-            demonstrations=self.store,
-            mesh=self.mesh,
-        )
-        updates = training.steps * training.updates_per_step
-        self.schedule = make_schedule(config.optimizer, updates)
-        self.optimizer = make_optimizer(config.optimizer, updates, recipe.information)
-        options: dict[str, Any] = {
-            "mesh": self.mesh,
-            "micro_batch_tokens": training.micro_batch_tokens,
-            "chunk_size": training.chunk_size,
-            "temperature": config.sampling.temperature,
-        }
-        self.update = make_update_step(self.policy, recipe, self.optimizer, **options)
-        self.score = make_score_step(self.policy, **options)
-
-    def step(self, state: TrainState, step: int):
-        """One rollout batch and its updates.
-
-        The device's numbers are fetched after the host's own work of the step is done,
-        so that neither waits while the other could go on.
+        Where the state is gone, for an update has begun to change it, or is not that
+        of the last row, the last checkpoint stands.
         """
-        training = self.config.training
-        start = time.perf_counter()
-        params = merge_params(state.trainable, state.frozen)
-        collected = self.collector.collect(
-            params,
-            jax.random.fold_in(state.rng, step),
-            Moment(
-                step=step,
-                progress=(step - 1 - self.stage.first) / training.steps,
-                cursor=int(state.cursor),
-                posterior=state.gate,
-            ),
-        )
-        groups, row = collected.groups, collected.metrics
-        teacher = None
-        if self.recipe.reprompt is not None:
-            teacher = make_teacher_contexts(
-                groups,
-                self.recipe.reprompt,
-                self.tokenizer,
-                np.random.default_rng((self.config.run.seed, step)),
-                chat_template_arguments=self.config.model.chat_template_arguments,
-            )
-            row |= teacher.metrics
-            row |= self._ask_teacher(state, step, groups, teacher)
-        batch = make_batch(
-            groups,
-            self.recipe,
-            count=training.prompts_per_step,
-            context_limit=self.config.task.max_prompt_length,
-            teacher=teacher,
-        )
-        begun = time.perf_counter()
-        if training.updates_per_step > 1:
-            batch = batch.replace(old_logps=self.score(params, batch))
-        row["learning_rate"] = float(self.schedule(int(state.update)))
-        gate, state = state.gate, state.replace(gate=None)  # the host's
-        updates = []
-        for part in cut_batch(batch, training.updates_per_step):
-            state, metrics = self.update(state, part)
-            updates.append(metrics)
-        self._write_completions(step, groups, batch.advantages)
-        updates = jax.device_get(updates)
-        learned = any(not u["update/skipped"] for u in updates)
-        state = state.replace(
-            step=jnp.asarray(step, jnp.int32),
-            cursor=jnp.asarray(collected.cursor, jnp.int32),
-            gate=collected.posterior if learned else gate,
-        )
-        update_time = time.perf_counter() - begun
-        row = {
-            "step": step,
-            **self.stage.metrics,
-            **row,
-            **{name: np.mean([u[name] for u in updates]) for name in updates[0]},
-            "time/update": update_time,
-            "time/step": time.perf_counter() - start,
-            "throughput/trained_tokens_per_second": float(
-                batch.token_mask.sum() / update_time
-            ),
-        }
-        return state, row
-
-    def _ask_teacher(self, state: TrainState, step: int, groups, contexts):
-        training, every = self.config.training, self.config.training.evaluate_every
-        ends = (self.stage.first + 1, self.stage.last)
-        due = step in ends or (every and step % every == 0)
-        params = teacher_params(self.recipe, state)
-        if not (training.teacher_samples and due) or params is None:
-            return {}
-        start = time.perf_counter()
-        key = jax.random.fold_in(jax.random.fold_in(state.rng, step), _OF_TEACHER)
-        metrics = teacher_accuracy(
-            params,
-            groups,
-            contexts,
-            self.sampler,
-            self.tokenizer,
-            self.task,
-            self.pool,
-            samples=training.teacher_samples,
-            key=key,
-            mesh=self.mesh,
-        )
-        return {**metrics, "time/teacher": time.perf_counter() - start}
-
-    def check_skips(self, state: TrainState, step: int) -> None:
-        """Ends a run that learns nothing any more."""
-        skipped, limit = int(state.skipped), self.config.training.max_skipped_updates
-        if skipped >= limit:
-            raise RuntimeError(
-                f"step {step}: the gradients of the last {skipped} updates were not "
-                f"finite ({self.stage.key('training.max_skipped_updates')}={limit}). "
-                "The parameters are those before them; lower optimizer.learning_rate "
-                "and begin in another run.dir."
-            )
-
-    def _write_completions(self, step: int, groups, advantages) -> None:
-        per_group = advantages.reshape(-1, groups.rewards.shape[1])[: len(groups)]
-        folder = self.dir / "completions"
-        folder.mkdir(exist_ok=True)
-        rows = completion_rows(step, groups, per_group)
-        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
-        replace_text(folder / f"step_{step:06d}.jsonl", text)
+        there = not any(x.is_deleted() for x in jax.tree.leaves(state.trainable))
+        if there and int(state.step) == after:
+            self.checkpoints.save(state, row)
+        self.checkpoints.wait()
+        raise Interrupted(signum or signal.SIGTERM)
 
 
 def _open_task(stage: Stage) -> Task:

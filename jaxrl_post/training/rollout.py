@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -360,6 +361,11 @@ class _Posteriors:
             np.add.at(self.after, rows, groups.posterior - self._faded[rows])
 
 
+def completions_file(run_dir: Path, step: int) -> Path:
+    """Where a run keeps the completions of a step."""
+    return run_dir / "completions" / f"step_{step:06d}.jsonl"
+
+
 def completion_rows(
     step: int, groups: Groups, advantages: np.ndarray
 ) -> list[Mapping[str, Any]]:
@@ -385,9 +391,11 @@ def completion_rows(
                     "prompt_ids": prompt_ids,
                     "response_ids": groups.tokens[p, g, :length].tolist(),
                     "mask": groups.mask[p, g, :length].astype(int).tolist(),
+                    # The shortest decimals that are this float32 and no other.
                     "sampler_logps": [
-                        round(float(x), 6) for x in groups.sampler_logps[p, g, :length]
+                        float(str(x)) for x in groups.sampler_logps[p, g, :length]
                     ],
+                    "stopped": bool(groups.stopped[p, g]),
                     "reward": verdict.reward,
                     "success": verdict.success,
                     "feedback": verdict.feedback,

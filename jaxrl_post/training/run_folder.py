@@ -1,19 +1,19 @@
-"""A run's folder and process: whose it is, what it holds, what may interrupt it."""
+"""A run's folder: whose it is, what it holds, with which config it may go on."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-import signal
-import threading
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import ConfigError, InputError
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.metrics import FILE_NAME, read_metrics
 
@@ -22,9 +22,12 @@ MODEL = "model"
 
 _LOCK = "lock"
 
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 _MAY_CHANGE = (
     "run.dir",
     "run.judge_workers",
+    "run.grace_seconds",
     "training.steps",
     "training.micro_batch_tokens",
     "training.chunk_size",
@@ -32,6 +35,7 @@ _MAY_CHANGE = (
     "training.teacher_samples",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_best",
     "training.max_skipped_updates",
     "sampling.slots",
     "evaluation",
@@ -41,54 +45,6 @@ _MAY_CHANGE = (
 measured, not what a step computes. (With a schedule that ends at the last update,
 `training.steps` does more: it is then refused, as it is for a stage that another one
 follows.)"""
-
-
-class Interrupted(Exception):
-    """A signal ended the run; everything is saved.
-
-    Attributes:
-      signum: which signal.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
-
-
-class Signals:
-    """Whether the run was asked to stop.
-
-    Attributes:
-      received: the signal's number, or None.
-    """
-
-    received: int | None = None
-
-
-@contextmanager
-def signals() -> Iterator[Signals]:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second SIGINT interrupts.
-
-    In a thread other than the main one, where Python allows no handlers, it does
-    nothing.
-    """
-    noted = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-
-    def note(signum, frame):
-        del frame
-        if noted.received == signal.SIGINT == signum:
-            raise KeyboardInterrupt
-        noted.received = signum
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 @contextmanager
@@ -124,33 +80,98 @@ def owned(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def check_unchanged(run_dir: Path, config: Config) -> None:
-    """Refuses to go on in a folder whose run was told something else.
+def check_unchanged(
+    run_dir: Path, config: Config, *, allow_changes: bool = False
+) -> list[str]:
+    """Compares a run's config with the one that it is to go on with.
+
+    Args:
+      run_dir: of the run.
+      config: what it is told now.
+      allow_changes: go on even where the mathematics changes.
+
+    Returns:
+      A line for each key that changed, where the run may go on.
 
     Raises:
-      InputError: every key that differs and matters, with both values.
+      InputError: a key that alters the mathematics differs, and `allow_changes` is not
+        given; all that differ are named, with both values.
     """
     path = run_dir / "config.yaml"
     if not path.exists() or not (run_dir / FILE_NAME).exists():
-        return
-    before = _keys(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return []
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    with suppress(ConfigError):  # keys added since then had their defaults
+        tree = yaml.safe_load(Config.from_dict(tree).to_yaml())
+    before = _keys(tree)
     now = _keys(yaml.safe_load(config.to_yaml()))
-    changed = [
-        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+    changed = {
+        key: _may_change(key, config)
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not _may_change(key, config)
+        if before.get(key) != now.get(key)
+    }
+    lines = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        + ("" if harmless else " (alters the mathematics)")
+        for key, harmless in changed.items()
     ]
-    if changed:
+    if not all(changed.values()) and not allow_changes:
         raise InputError(
             f"run.dir={str(run_dir)!r} holds a run with another config:\n  "
-            + "\n  ".join(changed)
-            + "\nUndo the changes to resume it, or choose another run.dir."
+            + "\n  ".join(lines)
+            + "\nUndo the changes to resume it, choose another run.dir, or give "
+            "--allow-changes to go on with them."
         )
+    return lines
+
+
+def clean(run_dir: Path) -> None:
+    """Removes what a process left that was killed while it wrote the model."""
+    for scratch in run_dir.glob(f".{MODEL}-*"):
+        shutil.rmtree(scratch)
+
+
+@contextmanager
+def disk_errors(run_dir: Path) -> Iterator[None]:
+    """Makes one clear error of a disk that is full, or not to be written to.
+
+    Raises:
+      InputError: in the place of such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if problem := _disk_problem(error):
+            raise InputError(
+                f"run.dir={str(run_dir)!r}: {problem}. What was written before is "
+                "whole; make room and run the same command again to resume."
+            ) from error
+        raise
+
+
+def _disk_problem(error: BaseException | None) -> str | None:
+    """The system's words for it, wherever in the chain of causes they stand."""
+    while error is not None:
+        for number in _OF_DISK:
+            # tensorstore, below Orbax, passes the words on and not the number.
+            if getattr(error, "errno", None) == number:
+                return os.strerror(number)
+            if os.strerror(number) in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def final_row(run_dir: Path, steps: int) -> Mapping[str, Any] | None:
-    """The last row of a run that is finished, or None."""
-    if not (run_dir / MODEL).is_dir() or not (run_dir / FILE_NAME).exists():
+    """The last row of a run that is finished, or None.
+
+    The model is written after the last row; an older one is that of a run which was
+    then made longer, and killed before it wrote its own.
+    """
+    model, metrics = run_dir / MODEL / "config.json", run_dir / FILE_NAME
+    if not model.exists() or not metrics.exists():
+        return None
+    if model.stat().st_mtime_ns < metrics.stat().st_mtime_ns:
         return None
     rows = read_metrics(run_dir)
     return rows[-1] if rows and rows[-1]["step"] == steps else None

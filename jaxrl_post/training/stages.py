@@ -53,6 +53,12 @@ class Stage:
         """What the rows of its steps say of it."""
         return {"stage": self.number} if self.name else {}
 
+    @property
+    def spike_window(self) -> int | None:
+        """Updates that its guard against spikes looks back on; None: it has none."""
+        training = self.config.training
+        return None if training.spike_deviations is None else training.spike_window
+
     def begin(
         self,
         before: TrainState,
@@ -79,6 +85,7 @@ class Stage:
             before.rng,
             frozen=before.frozen,
             questions=questions,
+            spike_window=self.spike_window,
         )
         cursor = jnp.zeros_like(before.cursor) if self.own_task else before.cursor
         return state.replace(step=before.step, cursor=cursor)

@@ -12,6 +12,7 @@ import optax
 from flax import struct
 
 from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.training.spikes import empty_window
 
 
 class TrainState(struct.PyTreeNode):
@@ -20,7 +21,7 @@ class TrainState(struct.PyTreeNode):
     Attributes:
       step: int32, rollout batches finished.
       update: int32, optimizer updates made, skipped ones included.
-      skipped: int32, updates in a row that were skipped for non-finite gradients.
+      skipped: int32, updates in a row that were skipped.
       trainable: the parameters that are trained.
       frozen: the others, a nested dict of disjoint paths; ``{}`` where all are trained.
       opt_state: of the optax transformation.
@@ -33,6 +34,8 @@ class TrainState(struct.PyTreeNode):
       rng: the run's key. Nothing consumes it: step ``k`` draws from
         ``fold_in(rng, k)``, so that a resumed run repeats it exactly.
       cursor: int32, prompts drawn since the start.
+      norms: ``[W]`` float32, gradient norms of the last updates, for the guard against
+        spikes; None without one.
     """
 
     step: jax.Array
@@ -46,6 +49,7 @@ class TrainState(struct.PyTreeNode):
     gate: chex.ArrayTree | None
     rng: jax.Array
     cursor: jax.Array
+    norms: jax.Array | None = None
 
 
 def init_state(
@@ -56,6 +60,7 @@ def init_state(
     *,
     frozen: chex.ArrayTree | None = None,
     questions: int | None = None,
+    spike_window: int | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -66,6 +71,7 @@ def init_state(
       key: a typed PRNG key, ``jax.random.key(seed)``.
       frozen: parameters that complete `params` but are not trained.
       questions: R, of the task, for recipes with a `posterior_discount`.
+      spike_window: updates that the guard against spikes looks back on; None: no guard.
     """
     own_teacher = recipe.teacher.keeps_parameters
     remembers = recipe.posterior_discount is not None and questions is not None
@@ -85,6 +91,7 @@ def init_state(
         gate=np.ones((questions, 2)) if remembers else None,
         rng=key,
         cursor=zero(),
+        norms=None if spike_window is None else empty_window(spike_window),
     )
 
 

@@ -26,6 +26,7 @@ from jaxrl_post.training.loss import (
     mean_or_one,
     with_weights,
 )
+from jaxrl_post.training.spikes import is_spike, remember
 from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.transforms import ScaleByInformationState
 
@@ -42,13 +43,14 @@ def make_update_step(
     micro_batch_tokens: int | None = None,
     chunk_size: int | None = None,
     temperature: float = 1.0,
+    spike_deviations: float | None = None,
 ) -> UpdateStep:
     """One optimizer update as a jitted function of state and batch.
 
     ``update(state, batch) -> (state, metrics)``. The state is donated. Gradients are
     accumulated over micro-batches with the denominators of the whole batch, so that
-    cutting a batch changes memory and not the mathematics. An update whose gradient is
-    not finite changes nothing but the counters.
+    cutting a batch changes memory and not the mathematics. An update whose loss,
+    gradient or information gain is not finite changes nothing but the counters.
 
     Args:
       policy: the model.
@@ -60,6 +62,8 @@ def make_update_step(
         one forward and backward pass; None: the whole batch at once.
       chunk_size: tokens per chunk of the vocabulary pass.
       temperature: at which the batch was sampled.
+      spike_deviations: updates with a gradient norm so far above the `TrainState.norms`
+        are skipped as well, see `spikes`; the state needs a window of them.
 
     Returns:
       The function. Its metrics are device scalars: ``loss``, ``loss/<term>`` where
@@ -113,10 +117,16 @@ def make_update_step(
         )
         shares = loss_metrics(recipe, shares, factors)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm)
+        good = jnp.isfinite(norm) & jnp.isfinite(shares["loss"])
         extra = {}
         if recipe.information is not None:
             extra["information"] = sums["information/gain"]
+            good &= jnp.isfinite(sums["information/gain"].mean())
+        guard, norms = {}, state.norms
+        if spike_deviations is not None and norms is not None:
+            spike = is_spike(norms, norm, spike_deviations)
+            guard = {"update/spike": spike.astype(jnp.float32)}
+            good, norms = good & ~spike, remember(norms, norm)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.trainable, **extra
         )
@@ -124,11 +134,12 @@ def make_update_step(
         teacher = _teach(recipe, state, trainable)
 
         def keep(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+            return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
         new_state = state.replace(
             update=state.update + 1,
-            skipped=jnp.where(finite, 0, state.skipped + 1),
+            skipped=jnp.where(good, 0, state.skipped + 1),
+            norms=norms,
             trainable=keep(trainable, state.trainable),
             opt_state=keep(opt_state, state.opt_state),
             teacher=keep(teacher, state.teacher),
@@ -137,7 +148,8 @@ def make_update_step(
             **shares,
             **{name: value.mean() for name, value in sums.items()},
             "grad_norm": norm,
-            "update/skipped": 1.0 - finite.astype(jnp.float32),
+            "update/skipped": 1.0 - good.astype(jnp.float32),
+            **guard,
             **_modulation(recipe, sums, opt_state),
         }
         return new_state, metrics

@@ -135,7 +135,7 @@ def test_debug_prints_the_traceback(argv, capsys):
 
 
 def test_an_error_of_ours_keeps_its_traceback(config, module, capsys):
-    def run(config, progress):
+    def run(config, progress, allow_changes):
         raise RuntimeError("a bug")
 
     module("loop", run=run, Interrupted=Interrupted)
@@ -144,7 +144,7 @@ def test_an_error_of_ours_keeps_its_traceback(config, module, capsys):
 
 
 def test_train_prints_the_gain_and_its_causes(config, module, tmp_path, capsys):
-    def run(config, progress):
+    def run(config, progress, allow_changes):
         assert config.training.steps == 5
         with progress(config.training.steps, 0) as bar:
             bar.update(1, {"reward/mean": 0.5})
@@ -170,7 +170,7 @@ def test_train_prints_the_gain_and_its_causes(config, module, tmp_path, capsys):
     "signum, name, code", [(2, "SIGINT", 130), (15, "SIGTERM", 143)]
 )
 def test_a_stopped_run_says_how_to_resume(config, module, capsys, signum, name, code):
-    def run(config, progress):
+    def run(config, progress, allow_changes):
         raise Interrupted(signum)
 
     module("loop", run=run, Interrupted=Interrupted)
@@ -190,7 +190,7 @@ def test_modules_in_the_current_folder_are_found(config, module, tmp_path, monke
     found = []
     module(
         "loop",
-        run=lambda config, progress: found.append(resolve("my_rewards:one")()),
+        run=lambda config, **_: found.append(resolve("my_rewards:one")()),
         Interrupted=Interrupted,
     )
     write_run(tmp_path / "run", BASE)
@@ -262,7 +262,11 @@ def test_a_model_alone_is_measured_on_its_task_s_test_split(module):
 
 
 def test_a_finished_run_s_report_is_left_alone(config, module, tmp_path, capsys):
-    module("loop", run=lambda config, progress: None, Interrupted=Interrupted)
+    module(
+        "loop",
+        run=lambda config, progress, allow_changes: None,
+        Interrupted=Interrupted,
+    )
     write_run(tmp_path / "run", BASE, {"step": 1}, FINAL)
     page = tmp_path / "run" / "report.html"
     pages = []
@@ -285,7 +289,7 @@ def test_report_prints_the_paths(tmp_path, capsys):
 
 
 def test_an_input_error_inside_a_run_is_bad_input_too(config, module, capsys):
-    def run(config, progress):
+    def run(config, progress, allow_changes):
         raise InputError("the prompts are too long")
 
     module("loop", run=run, Interrupted=Interrupted)

@@ -1,0 +1,210 @@
+"""One step: a rollout batch, its updates, and what is written of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_post.isolation import JudgePool
+from jaxrl_post.models.policy import Policy
+from jaxrl_post.tasks import Task
+from jaxrl_post.training import faults
+from jaxrl_post.training.assembly import cut_batch, make_batch
+from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.metrics import replace_text
+from jaxrl_post.training.optimizer import make_optimizer, make_schedule
+from jaxrl_post.training.replay import Replay
+from jaxrl_post.training.rollout import (
+    Collector,
+    Moment,
+    completion_rows,
+    completions_file,
+)
+from jaxrl_post.training.setup import open_sampler
+from jaxrl_post.training.stages import Stage
+from jaxrl_post.training.state import TrainState, merge_params
+from jaxrl_post.training.teacher_accuracy import teacher_accuracy, teacher_params
+from jaxrl_post.training.teacher_contexts import make_teacher_contexts
+from jaxrl_post.training.update import make_score_step, make_update_step
+
+_OF_TEACHER = 1 << 30
+"""Folded into a step's key for the teacher's answers; sampling rounds count from 0."""
+
+
+class Trainer:
+    """What makes the steps of one stage."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        task: Task,
+        policy: Policy,
+        tokenizer: Any,
+        pool: JudgePool,
+        mesh: jax.sharding.Mesh | None,
+        run_dir: Path,
+    ) -> None:
+        self.stage, self.config, self.recipe = stage, stage.config, stage.recipe
+        self.task, self.policy, self.tokenizer = task, policy, tokenizer
+        self.pool, self.mesh, self.dir = pool, mesh, run_dir
+        config, recipe, training = stage.config, stage.recipe, stage.config.training
+        self.sampler = sampler = open_sampler(
+            self.policy, self.tokenizer, config.sampling, config.task.max_prompt_length
+        )
+        self.store = None
+        if recipe.demonstrations:
+            self.store = DemonstrationStore(
+                task,
+                tokenizer,
+                pool,
+                max_new_tokens=config.sampling.max_new_tokens,
+                chat_template_arguments=config.model.chat_template_arguments,
+                key=stage.key("task"),
+            )
+        self.collector: Collector | Replay
+        if config.run.replay is not None:
+            self.collector = Replay(config, task, recipe)
+        else:
+            self.collector = Collector(
+                config,
+                task,
+                recipe,
+                sampler,
+                self.tokenizer,
+                pool,
+                demonstrations=self.store,
+                mesh=self.mesh,
+            )
+        updates = training.steps * training.updates_per_step
+        self.schedule = make_schedule(config.optimizer, updates)
+        self.optimizer = make_optimizer(config.optimizer, updates, recipe.information)
+        options: dict[str, Any] = {
+            "mesh": self.mesh,
+            "micro_batch_tokens": training.micro_batch_tokens,
+            "chunk_size": training.chunk_size,
+            "temperature": config.sampling.temperature,
+        }
+        self.update = make_update_step(
+            self.policy,
+            recipe,
+            self.optimizer,
+            spike_deviations=training.spike_deviations,
+            **options,
+        )
+        self.score = make_score_step(self.policy, **options)
+
+    def step(self, state: TrainState, step: int):
+        """One rollout batch and its updates.
+
+        The device's numbers are fetched after the host's own work of the step is done,
+        so that neither waits while the other could go on.
+        """
+        training = self.config.training
+        start = time.perf_counter()
+        params = merge_params(state.trainable, state.frozen)
+        collected = self.collector.collect(
+            params,
+            jax.random.fold_in(state.rng, step),
+            Moment(
+                step=step,
+                progress=(step - 1 - self.stage.first) / training.steps,
+                cursor=int(state.cursor),
+                posterior=state.gate,
+            ),
+        )
+        groups, row = collected.groups, collected.metrics
+        teacher = None
+        if self.recipe.reprompt is not None:
+            teacher = make_teacher_contexts(
+                groups,
+                self.recipe.reprompt,
+                self.tokenizer,
+                np.random.default_rng((self.config.run.seed, step)),
+                chat_template_arguments=self.config.model.chat_template_arguments,
+            )
+            row |= teacher.metrics
+            row |= self._ask_teacher(state, step, groups, teacher)
+        batch = make_batch(
+            groups,
+            self.recipe,
+            count=training.prompts_per_step,
+            context_limit=self.config.task.max_prompt_length,
+            teacher=teacher,
+        )
+        begun = time.perf_counter()
+        if training.updates_per_step > 1:
+            batch = batch.replace(old_logps=self.score(params, batch))
+        row["learning_rate"] = float(self.schedule(int(state.update)))
+        gate, state = state.gate, state.replace(gate=None)  # the host's
+        updates = []
+        parts = cut_batch(batch, training.updates_per_step)
+        for part in parts:
+            state, metrics = self.update(state, part)
+            updates.append(metrics)
+        self._write_completions(step, groups, batch.advantages)
+        updates = jax.device_get(updates)
+        for number, (part, metrics) in enumerate(zip(parts, updates, strict=True), 1):
+            if metrics["update/skipped"]:
+                faults.save_batch(self.dir, step, number, part, metrics)
+        learned = any(not u["update/skipped"] for u in updates)
+        state = state.replace(
+            step=jnp.asarray(step, jnp.int32),
+            cursor=jnp.asarray(collected.cursor, jnp.int32),
+            gate=collected.posterior if learned else gate,
+        )
+        update_time = time.perf_counter() - begun
+        row = {
+            "step": step,
+            **self.stage.metrics,
+            **row,
+            **{name: np.mean([u[name] for u in updates]) for name in updates[0]},
+            "time/update": update_time,
+            "time/step": time.perf_counter() - start,
+            "throughput/trained_tokens_per_second": float(
+                batch.token_mask.sum() / update_time
+            ),
+        }
+        return state, row
+
+    def _ask_teacher(self, state: TrainState, step: int, groups, contexts):
+        training, every = self.config.training, self.config.training.evaluate_every
+        ends = (self.stage.first + 1, self.stage.last)
+        due = step in ends or (every and step % every == 0)
+        params = teacher_params(self.recipe, state)
+        if not (training.teacher_samples and due) or params is None:
+            return {}
+        start = time.perf_counter()
+        key = jax.random.fold_in(jax.random.fold_in(state.rng, step), _OF_TEACHER)
+        metrics = teacher_accuracy(
+            params,
+            groups,
+            contexts,
+            self.sampler,
+            self.tokenizer,
+            self.task,
+            self.pool,
+            samples=training.teacher_samples,
+            key=key,
+            mesh=self.mesh,
+        )
+        return {**metrics, "time/teacher": time.perf_counter() - start}
+
+    def check_skips(self, state: TrainState, step: int) -> None:
+        """Ends a run that learns nothing any more."""
+        limit = self.config.training.max_skipped_updates
+        key = self.stage.key("training.max_skipped_updates")
+        faults.stop_if_stuck(state, step, limit, key)
+
+    def _write_completions(self, step: int, groups, advantages) -> None:
+        per_group = advantages.reshape(-1, groups.rewards.shape[1])[: len(groups)]
+        path = completions_file(self.dir, step)
+        path.parent.mkdir(exist_ok=True)
+        rows = completion_rows(step, groups, per_group)
+        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+        replace_text(path, text)
