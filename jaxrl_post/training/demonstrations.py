@@ -108,10 +108,6 @@ class DemonstrationStore:
         )
         return f"demonstrations of {len(self._rows)} questions: {', '.join(shares)}"
 
-    def row(self, name: str) -> int:
-        """The number of the question with this id."""
-        return self._rows[name]
-
     def take(self, ids: Sequence[str]) -> Demonstrations:
         """The whole demonstrations of these questions, in that order."""
         rows = [self._rows[name] for name in ids]

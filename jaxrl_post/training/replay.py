@@ -16,8 +16,9 @@ from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.tasks import Task
 from jaxrl_post.training.assembly import group_metrics
+from jaxrl_post.training.completions import completions_file
 from jaxrl_post.training.config import Config
-from jaxrl_post.training.rollout import Collected, Moment, completions_file
+from jaxrl_post.training.rollout import Collected, Moment
 from jaxrl_post.types import Verdict
 
 

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import chex
@@ -31,6 +30,8 @@ from jaxrl_post.training.assembly import (
 )
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.posteriors import Posteriors
+from jaxrl_post.training.prefixes import continue_prefixes
 from jaxrl_post.training.widths import fit_width, pad_left
 
 
@@ -98,6 +99,10 @@ class Collector:
         self._config, self._task, self._recipe = config, task, recipe
         self._sampler, self._tokenizer, self._pool = sampler, tokenizer, pool
         self._store, self._mesh = demonstrations, mesh
+        self._rows: Mapping[str, int] = {}
+        if recipe.posterior_discount is not None:
+            names = task.rows(range(len(task))).ids
+            self._rows = {name: i for i, name in enumerate(names)}
 
     def collect(
         self, params: chex.ArrayTree, key: jax.Array, moment: Moment
@@ -117,7 +122,9 @@ class Collector:
         rounds = self._recipe.max_sampling_rounds
         kept: list[Groups] = []
         sampled: list[Groups] = []
-        posteriors = _Posteriors(self._task, self._recipe, moment.posterior)
+        posteriors = Posteriors(
+            moment.posterior, self._rows, self._recipe.posterior_discount
+        )
         last: Groups | None = None
         times = {"time/generate": 0.0, "time/judge": 0.0}
         dropped = round_ = 0
@@ -284,124 +291,3 @@ class Collector:
 
 def _chosen(where: np.ndarray, new: Sequence[Any], old: Sequence[Any]) -> tuple:
     return tuple(n if on else o for on, n, o in zip(where, new, old, strict=True))
-
-
-def continue_prefixes(
-    given: Demonstrations, kept: np.ndarray, goes_on: np.ndarray, rollouts: Any
-) -> Demonstrations:
-    """Demonstrations cut after `kept` tokens, the policy's tokens behind the cut.
-
-    Args:
-      given: whole demonstrations of P questions.
-      kept: ``[P]`` tokens that stay.
-      goes_on: ``[P]`` bool, those that are cut; the others stay whole.
-      rollouts: the P continuations.
-
-    Returns:
-      ``[P, T]`` arrays; a sequence that reaches T without an end has not stopped.
-      Rewards, texts and verdicts are the whole demonstrations' still.
-    """
-    tokens, mask = given.tokens.copy(), given.mask.copy()
-    is_teacher, logps = given.is_teacher.copy(), given.sampler_logps.copy()
-    stopped = given.stopped.copy()
-    width = tokens.shape[1]
-    new_mask = np.asarray(rollouts.mask)
-    for p in np.flatnonzero(goes_on):
-        k = int(kept[p])
-        length = int(new_mask[p].sum())
-        here = slice(k, min(k + length, width))
-        count = here.stop - k
-        for row in (tokens[p], mask[p], is_teacher[p], logps[p]):
-            row[k:] = 0
-        tokens[p, here] = np.asarray(rollouts.tokens)[p, :count]
-        logps[p, here] = np.asarray(rollouts.sampler_logps)[p, :count]
-        mask[p, here] = True
-        stopped[p] = bool(np.asarray(rollouts.stopped)[p]) and count == length
-    return replace(
-        given,
-        tokens=tokens,
-        mask=mask,
-        is_teacher=is_teacher,
-        sampler_logps=logps,
-        stopped=stopped,
-    )
-
-
-class _Posteriors:
-    """What earlier visits of prompts showed, for recipes that remember them.
-
-    A round may draw a prompt twice, where an epoch ends: the past then fades once, and
-    both groups count.
-    """
-
-    def __init__(
-        self, task: Task, recipe: Recipe, posterior: np.ndarray | None
-    ) -> None:
-        self.after = None if posterior is None else posterior.copy()
-        self._discount = recipe.posterior_discount
-        self._rows: Mapping[str, int] = {}
-        if posterior is not None:
-            names = task.rows(range(len(task))).ids
-            self._rows = {name: i for i, name in enumerate(names)}
-
-    def before(self, ids) -> np.ndarray | None:
-        """``[P, 2]``, faded towards the uniform prior."""
-        if self.after is None:
-            return None
-        rows = [self._rows[name] for name in ids]
-        self._faded = self.after.copy()
-        self._faded[rows] = 1 + self._discount * (self.after[rows] - 1)
-        return self._faded[rows]
-
-    def keep(self, groups: Groups) -> None:
-        """Remembers what a transform made of them."""
-        if self.after is not None:
-            rows = [self._rows[name] for name in groups.prompts.ids]
-            self.after[rows] = self._faded[rows]
-            np.add.at(self.after, rows, groups.posterior - self._faded[rows])
-
-
-def completions_file(run_dir: Path, step: int) -> Path:
-    """Where a run keeps the completions of a step."""
-    return run_dir / "completions" / f"step_{step:06d}.jsonl"
-
-
-def completion_rows(
-    step: int, groups: Groups, advantages: np.ndarray
-) -> list[Mapping[str, Any]]:
-    """What ``completions/`` keeps of a step: one row per sequence.
-
-    Args:
-      step: its number.
-      groups: as the batch was made of them.
-      advantages: ``[P, G]``.
-    """
-    rows: list[Mapping[str, Any]] = []
-    for p, verdicts in enumerate(groups.verdicts):
-        prompt_ids = groups.contexts[p][groups.context_mask[p]].tolist()
-        for g, verdict in enumerate(verdicts):
-            length = int(groups.mask[p, g].sum())
-            given = 0 if groups.is_teacher is None else groups.is_teacher[p, g].sum()
-            rows.append(
-                {
-                    "step": step,
-                    "prompt_id": groups.prompts.ids[p],
-                    "prompt": groups.prompts.messages[p][-1]["content"],
-                    "response": groups.completions[p][g],
-                    "prompt_ids": prompt_ids,
-                    "response_ids": groups.tokens[p, g, :length].tolist(),
-                    "mask": groups.mask[p, g, :length].astype(int).tolist(),
-                    # The shortest decimals that are this float32 and no other.
-                    "sampler_logps": [
-                        float(str(x)) for x in groups.sampler_logps[p, g, :length]
-                    ],
-                    "stopped": bool(groups.stopped[p, g]),
-                    "reward": verdict.reward,
-                    "success": verdict.success,
-                    "feedback": verdict.feedback,
-                    "advantage": float(advantages[p, g]),
-                    **({"teacher_tokens": int(given)} if given else {}),
-                    "extra": dict(verdict.extra),
-                }
-            )
-    return rows

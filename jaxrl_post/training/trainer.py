@@ -16,16 +16,12 @@ from jaxrl_post.models.policy import Policy
 from jaxrl_post.tasks import Task
 from jaxrl_post.training import faults
 from jaxrl_post.training.assembly import cut_batch, make_batch
+from jaxrl_post.training.completions import completion_rows, completions_file
 from jaxrl_post.training.demonstrations import DemonstrationStore
 from jaxrl_post.training.metrics import replace_text
 from jaxrl_post.training.optimizer import make_optimizer, make_schedule
 from jaxrl_post.training.replay import Replay
-from jaxrl_post.training.rollout import (
-    Collector,
-    Moment,
-    completion_rows,
-    completions_file,
-)
+from jaxrl_post.training.rollout import Collector, Moment
 from jaxrl_post.training.setup import open_sampler
 from jaxrl_post.training.stages import Stage
 from jaxrl_post.training.state import TrainState, merge_params

@@ -11,8 +11,8 @@ from tiny_runs import assert_same_state, lasting
 from jaxrl_post import training
 from jaxrl_post.errors import InputError
 from jaxrl_post.generation import Sampler
+from jaxrl_post.training.completions import completions_file
 from jaxrl_post.training.metrics import read_metrics
-from jaxrl_post.training.rollout import completions_file
 
 OPTIONS = {
     "training": {"steps": 3, "updates_per_step": 2},
