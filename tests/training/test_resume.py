@@ -56,7 +56,7 @@ def was_active(name, rows):
         "pgpo": lambda: (
             any(row["teacher/reprompted"] for row in rows)
             and any(row["information/multiplier"] != 1 for row in rows)
-            and len({row["information/sensitivity"] for row in rows}) == 4
+            and len({row["information/sensitivity"] for row in rows}) > 1
         ),
         "hapo": lambda: any(row["injection/count"] for row in rows),
         "luffy": lambda: all(row["injection/count"] for row in rows),
