@@ -140,11 +140,13 @@ def disk_errors(run_dir: Path) -> Iterator[None]:
     """
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         if problem := _disk_problem(error):
             raise InputError(
                 f"run.dir={str(run_dir)!r}: {problem}. What was written before is "
-                "whole; make room and run the same command again to resume."
+                "whole; make room there and run the same command again to resume."
             ) from error
         raise
 

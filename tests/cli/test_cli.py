@@ -181,6 +181,20 @@ def test_a_stopped_run_says_how_to_resume(config, module, capsys, signum, name, 
     assert output.out == ""
 
 
+def test_flags_of_train_reach_the_run(config, module, tmp_path):
+    seen = []
+
+    def run(config, progress, allow_changes):
+        seen.append((config.run.replay, allow_changes))
+
+    module("loop", run=run, Interrupted=Interrupted)
+    write_run(tmp_path / "run", BASE)
+    assert cli.main(["train", config]) == 0
+    flags = ["--replay", "runs/a", "--allow-changes"]
+    assert cli.main(["train", *flags, config, "training.steps=3"]) == 0
+    assert seen == [(None, False), ("runs/a", True)]
+
+
 def test_modules_in_the_current_folder_are_found(config, module, tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text("def one(): return 1\n")
     # The path as a console script sees it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ def filling(disk, step):
         def update(self, shown, row):
             super().update(shown, row)
             if shown == step:
+                while shown == 3 and not (disk / "run/checkpoints/2").exists():
+                    time.sleep(0.01)
                 with open(disk / "ballast", "wb") as file, pytest.raises(OSError):
                     while True:
                         os.write(file.fileno(), bytes(4096))

@@ -172,39 +172,6 @@ def test_several_updates_dynamic_sampling_and_mixed_options(tiny_config):
     assert np.isfinite(result.last_row["loss/kl"])
 
 
-def test_pgpo_resumes_to_the_same_end(tiny_config, tmp_path):
-    """The teacher, its contexts and the modulation, which adapts, come back too."""
-    options = {
-        "recipe": {
-            "name": "pgpo",
-            "top_k": 5,
-            "max_length": 64,
-            "sensitivity": 2.0,
-            "adapt": {"target": 1.5, "rate": 0.5},
-            "weights": "token",
-        },
-        "training": {"steps": 3, "updates_per_step": 2},
-        "evaluation": {},
-    }
-    whole = tiny_config(run={"dir": str(tmp_path / "whole")}, **options)
-    cut = tiny_config(run={"dir": str(tmp_path / "cut")}, **options)
-    result = training.run(whole)
-    with pytest.raises(training.Interrupted):
-        training.run(cut, progress=StopAfter)
-    resumed = training.run(cut)
-    rows = read_metrics(tmp_path / "whole")
-    assert lasting(read_metrics(tmp_path / "cut")) == lasting(rows)
-    assert any(row["teacher/reprompted"] > 0 for row in rows[1:])
-    assert any(row["information/multiplier"] != 1 for row in rows[1:])
-    assert len({row["information/sensitivity"] for row in rows[1:]}) == 3
-    for a, b in zip(
-        jax.tree.leaves(result.state.replace(rng=0)),
-        jax.tree.leaves(resumed.state.replace(rng=0)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-
-
 PGPO = {"name": "pgpo", "top_k": 5, "max_length": 64, "weights": "token"}
 
 

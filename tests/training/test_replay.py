@@ -58,7 +58,7 @@ def test_a_replay_trains_as_the_run_did_without_sampling(
     with pytest.raises(InputError, match="training.group_size=3"):
         training.run(replaying("groups", training={"steps": 1, "group_size": 3}))
     with pytest.raises(InputError, match="this run's own folder"):
-        training.run(replaying("run"), allow_changes=True)
+        training.run(replaying("run", training={"steps": 4}), allow_changes=True)
     shown = {"task": {"name": "shown_task:load"}, "recipe": {"name": "luffy"}}
     with pytest.raises(InputError, match="puts demonstrations among"):
         training.run(replaying("shown", **shown))
