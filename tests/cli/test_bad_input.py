@@ -275,6 +275,9 @@ SECTIONS = [
     (train(f"run.seed={2**80}"), "the integer has more than 64 bits"),
     (train("run.judge_workers=0"), "run.judge_workers=0: must be at least 1"),
     (train("run.dir=3"), "run.dir=3: expected text"),
+    (train("run.dir=run_file"), "run.dir='run_file' cannot be written"),
+    (train("run.dir=run_file/run"), "run.dir='run_file/run' cannot be written"),
+    (train("run.dir=/proc/none/run"), "run.dir='/proc/none/run' cannot be written"),
     (train('run.dir="a\\0b"'), "choose another name"),
     (train("model.path=7"), "model.path=7: expected text"),
     (train("model.param_dtype=float16"), "expected 'float32' or 'bfloat16'"),
@@ -491,3 +494,56 @@ def test_bad_input(argv, words, folder, monkeypatch, capsys):
     assert words in output.err
     assert tree(folder) == before
     assert len(COMPILED) == compiled
+
+
+IN_THE_RUN = [
+    (train("task.name=rows", "task.source=nothing.jsonl"), "nothing.jsonl has no rows"),
+    (train("model.path=m_missing"), "missing: model.norm.weight"),
+    (train("task.max_prompt_length=900"), "more than the model's 512 positions"),
+]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the run's folder is made before data and model are opened"
+)
+@pytest.mark.parametrize("argv, words", IN_THE_RUN, ids=[x[0][2] for x in IN_THE_RUN])
+def test_what_only_a_run_finds_out(argv, words, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    try:
+        assert cli.main(argv) == 2
+        assert words in capsys.readouterr().err
+        assert not (folder / "runs").exists()
+    finally:
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+
+
+BY_PROCESS = [
+    (["trian"], {}, "did you mean 'train'?"),
+    (train("training.stepz=3"), {}, "did you mean 'training.steps'?"),
+    (train(config="object.yaml"), {}, "could not determine a constructor"),
+    (train("recipe.name=my_rewards:rihgt"), {}, "did you mean 'right'?"),
+    (rows("line2.jsonl"), {}, "line2.jsonl, line 2 is not JSON"),
+    (sample("m_pickle"), {}, "pytorch_model.bin is a pickle"),
+    (sample("array.gguf"), {}, "array.gguf is no GGUF file"),
+    (["report", "not_a_run"], {}, "not_a_run: not a run folder"),
+    # a cache that cannot be written, and a hub that cannot be reached
+    (sample("no-such/model"), {"HF_HOME": "/proc/none"}, "Check the name"),
+]
+
+
+@pytest.mark.parametrize(
+    "argv, variables, words", BY_PROCESS, ids=[" ".join(x[0])[:40] for x in BY_PROCESS]
+)
+def test_bad_input_by_process(argv, variables, words, folder):
+    before = tree(folder)
+    result = subprocess.run(
+        [sys.executable, "-m", "jaxrl_post.cli", *argv],
+        cwd=folder,
+        env=os.environ | variables | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert tree(folder) == before
