@@ -8,8 +8,10 @@ XLA compile nothing. The last rows do the same as users do, in processes of thei
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
