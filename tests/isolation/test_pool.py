@@ -187,7 +187,7 @@ def test_a_judge_that_allocates_without_end_is_killed(judges, monkeypatch):
 
 def test_no_zombie_and_no_child_is_left(judges, tmp_path):
     before = set(children())
-    with JudgePool(2, timeout=0.5, chunk_size=1) as pool:
+    with JudgePool(2, timeout=2.0, chunk_size=1) as pool:
         completions = ["exit", "hang", f"breed {tmp_path / 'pid'}", "desert", "fine"]
         verdicts = pool.judge(judges.obey, prompts(5), completions)
         assert [v.reward for v in verdicts] == [None, None, 1.0, None, 1.0]
