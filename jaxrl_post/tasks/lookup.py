@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +45,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in parts
     kind = origin or hint
     if kind in (int, float):
-        numbers = (int, float) if kind is float else int
-        return isinstance(value, numbers) and not isinstance(value, bool)
+        # numpy's too, which composers hand over
+        number = numbers.Real if kind is float else numbers.Integral
+        return isinstance(value, number) and not isinstance(value, bool)
     if kind in (Sequence, list, tuple) and parts:
-        return isinstance(value, list | tuple) and all(
-            _fits(v, parts[0]) for v in value
-        )
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(_fits(item, parts[0]) for item in value)
     if kind in (str, bool, types.NoneType, Mapping, dict):
         return isinstance(value, kind)
     return True

@@ -61,13 +61,18 @@ FILES = {
     "gsm/train.jsonl": '{"question": "q", "answer": "#### 1"}\n',
     "gsm/test.jsonl": '{"question": "q", "answer": 1}\n',
     "sci/physics/test.jsonl": '{"prompt": "q", "answer": "A", "idx": 0}\n' * 2,
-    "my_rewards.py": "def right(completions, **kw):\n"
+    "bad_rewards.py": "def right(completions, **kw):\n"
     "    return [1.0 for _ in completions]\n"
     "number = 3\n"
     "def task(split, **options):\n"
     "    return 3\n",
     "not_a_run/notes.txt": "nothing",
     "run_file": "I am a file",
+    "new_run/config.yaml": yaml.safe_dump(CONFIG),
+    "torn_run/config.yaml": "model: {path",
+    "torn_run/metrics.jsonl": '{"step": 0}\n',
+    "odd_run/config.yaml": yaml.safe_dump(CONFIG),
+    "odd_run/metrics.jsonl": '[1]\n{"stpe": 0}\n',
     "text.gguf": "not a model at all, only some text",
     "empty.gguf": "",
     "huge.gguf": b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60),
@@ -227,6 +232,11 @@ COMMAND_LINES = [
     (["report", "nowhere"], "nowhere: there is no such run folder"),
     (["report", "not_a_run"], "Name a folder that `jaxrl-post train` has written"),
     (["report", "run_file"], "run_file: there is no such run folder"),
+    (["report", "torn_run"], "config.yaml"),
+    (["report", "odd_run"], "metrics.jsonl"),
+    (["evaluate", "torn_run"], "config.yaml: line 1"),
+    (["evaluate", "new_run"], "new_run: there is no checkpoint yet"),
+    (sample("new_run"), "new_run: there is no checkpoint yet"),
     (["evaluate", "not_a_run"], "not_a_run is no model"),
     (["evaluate", "nowhere"], "nowhere: no such file or folder"),
     (sample("not_a_run"), "not_a_run is no model"),
@@ -328,8 +338,8 @@ STAGES = [
 RECIPES = [
     (train("recipe.name=grpo_"), "recipe.name='grpo_': did you mean 'grpo'?"),
     (train("recipe.name=nowhere:f"), "No module 'nowhere'"),
-    (train("recipe.name=my_rewards:rihgt"), "did you mean 'right'?"),
-    (train("recipe.name=my_rewards:task", "recipe.split=x"), "not a Recipe"),
+    (train("recipe.name=bad_rewards:rihgt"), "did you mean 'right'?"),
+    (train("recipe.name=bad_rewards:task", "recipe.split=x"), "not a Recipe"),
     (train("recipe.name='a:'"), "not of the form 'module:function'"),
     (train("recipe.clip_hihg=0.3"), "recipe.clip_hihg: did you mean 'clip_high'?"),
     (train("recipe.clip_high=big"), "recipe.clip_high='big': expected"),
@@ -389,7 +399,7 @@ TASKS = [
         held("sciknoweval", "path=sci", "split=test", "domain=physics"),
         "two rows with the id 'sciknoweval/physics/0'",
     ),
-    (held("my_rewards:task"), "returned 3, which is no Task"),
+    (held("bad_rewards:task"), "returned 3, which is no Task"),
     (held("nowhere:task"), "No module 'nowhere'"),
     (rows("nowhere.jsonl"), "There is no file or folder 'nowhere.jsonl'"),
     (rows("nothing.jsonl"), "nothing.jsonl has no rows"),
@@ -418,15 +428,15 @@ TASKS = [
 ]
 REWARDS = [
     (held("science", "reward=nowhere:f"), "No module 'nowhere' (for 'nowhere:f')"),
-    (held("science", "reward=my_rewards:rihgt"), "did you mean 'right'?"),
-    (held("science", "reward=my_rewards:number"), "has no function 'number'"),
+    (held("science", "reward=bad_rewards:rihgt"), "did you mean 'right'?"),
+    (held("science", "reward=bad_rewards:number"), "has no function 'number'"),
     (held("science", "reward=right"), "not of the form 'module:function'"),
     (held("science", "reward=3"), "3"),
     (
-        held("science", "reward={functions: my_rewards:right, weights: [1, 2]}"),
+        held("science", "reward={functions: bad_rewards:right, weights: [1, 2]}"),
         "Got 1 reward functions and 2 weights",
     ),
-    (held("science", "reward={function: my_rewards:right}"), "function"),
+    (held("science", "reward={function: bad_rewards:right}"), "function"),
     (held("science", "reward=[]"), "Got 0 reward functions"),
 ]
 MODELS = [
@@ -523,7 +533,7 @@ BY_PROCESS = [
     (["trian"], {}, "did you mean 'train'?"),
     (train("training.stepz=3"), {}, "did you mean 'training.steps'?"),
     (train(config="object.yaml"), {}, "could not determine a constructor"),
-    (train("recipe.name=my_rewards:rihgt"), {}, "did you mean 'right'?"),
+    (train("recipe.name=bad_rewards:rihgt"), {}, "did you mean 'right'?"),
     (rows("line2.jsonl"), {}, "line2.jsonl, line 2 is not JSON"),
     (sample("m_pickle"), {}, "pytorch_model.bin is a pickle"),
     (sample("array.gguf"), {}, "array.gguf is no GGUF file"),

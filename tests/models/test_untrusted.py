@@ -160,7 +160,7 @@ def header(tensors=(), values=(), counts=None) -> bytes:
             header(values=[text(b"general.alignment") + struct.pack("<II", 4, 0)]),
             "alignment 0 is no power of two",
         ),
-        (header([tensor([2**38])]), "ends at byte 1099511627872 of 88"),
+        (header([tensor([2**38])]), "ends at byte 1099511627872 of 74"),
         (header([tensor([2**32, 2**32])]), "ends at byte"),  # 0 in 64 bits
         (header([tensor([1], offset=2**63)]), "ends at byte"),
         (header([tensor([1], kind=77)]), "has the unknown type 77"),
