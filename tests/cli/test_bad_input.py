@@ -524,7 +524,7 @@ def test_what_only_a_run_finds_out(argv, words, folder, monkeypatch, capsys):
     try:
         assert cli.main(argv) == 2
         assert words in capsys.readouterr().err
-        assert not (folder / "runs").exists()
+        assert not (folder / "runs" / "good").exists()
     finally:
         shutil.rmtree(folder / "runs", ignore_errors=True)
 
