@@ -135,7 +135,7 @@ class HuggingFaceFolder:
         """Names of the files with weights, all of them in this folder."""
         name = "model.safetensors.index.json"
         files = self._json(name).get("weight_map", {})
-        files = {*files.values()} if isinstance(files, dict) else {files}
+        files = [*files.values()] if isinstance(files, dict) else [files]
         for file in files:
             if not isinstance(file, str) or not re.fullmatch(
                 r"[\w.-]+\.safetensors", file
@@ -144,7 +144,7 @@ class HuggingFaceFolder:
                     f"{self.path / name}: weight_map names {file!r}, which is no "
                     "safetensors file of this folder."
                 )
-        return sorted(files) or ["model.safetensors"]
+        return sorted({*files}) or ["model.safetensors"]
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -84,7 +84,7 @@ def test_a_pickle_is_not_opened(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin", 7]
+    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin", 7, []]
 )
 def test_an_index_names_files_of_its_folder_only(folder, name):
     index = folder / "model.safetensors.index.json"
