@@ -7,7 +7,13 @@ exception is ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+_REPR.maxlong = 60
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 8
 
 
 class InputError(ValueError):
@@ -29,6 +35,25 @@ class ConfigError(InputError):
             lines = "".join(f"\n  {problem}" for problem in self.problems)
             message = f"{source}: {len(self.problems)} problems{lines}"
         super().__init__(message)
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Type and message of another library's error, as a part of a line.
+
+    >>> one_line(OSError("no\\n  such file"))
+    'OSError: no such file'
+    """
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def shown(value: object) -> str:
+    """A value as errors show it: in one short line, however large or deep it is.
+
+    >>> shown("temperature"), shown(list(range(100)))
+    ("'temperature'", '[0, 1, 2, 3, 4, 5, 6, 7, ...]')
+    """
+    return _REPR.repr(value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

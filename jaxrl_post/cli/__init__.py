@@ -7,13 +7,15 @@ be right.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jaxrl_post import __version__
 from jaxrl_post.cli import evaluate, report, sample, train
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import InputError, nearest
 
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "report": report}
 
@@ -29,17 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the arguments; by default the program's own.
     """
-    try:
-        arguments = _parse(argv)
-    except SystemExit as end:  # --help, --version, or arguments that argparse refused
-        return int(end.code or 0)
-    debug = getattr(arguments, "debug", False)
+    debug = False
     # A console script's path lacks the current folder, where the modules lie that
     # configs name; judge workers get the path as it is here.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
+        arguments = _parse(argv)
+        debug = getattr(arguments, "debug", False)
         return arguments.run(arguments)
+    except SystemExit as end:  # --help, --version
+        return int(end.code or 0)
     except InputError as error:
         if debug:
             traceback.print_exc()
@@ -61,23 +63,34 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # argparse loses overrides that come after an option.
     takes_more = hasattr(arguments, "overrides")
     if wrong := [x for x in more if x.startswith("-") or not takes_more]:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+        known = re.findall(r"--[a-z-]+", arguments.usage)
+        hint = nearest(wrong[0].partition("=")[0], {*known, "--debug"})
+        raise InputError(f"unrecognized argument {wrong[0]!r}; {hint}")
     if more:
         arguments.overrides += more
     return arguments
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error of the command does."""
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"argument COMMAND: invalid choice: '([^']*)'", message):
+            message = f"there is no command {wrong[1]!r}; {nearest(wrong[1], COMMANDS)}"
+        raise InputError(f"{message} (`{self.prog} --help` says more.)")
+
+
 def _parser() -> argparse.ArgumentParser:
     # One --debug for every place where people put it; suppressed defaults keep the
     # sub-command's from undoing the main one's.
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--debug",
         action="store_true",
         default=argparse.SUPPRESS,
         help="print the traceback of every error",
     )
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxrl-post",
         description="Post-train language models by reinforcement learning and "
         "self-distillation, in JAX.",
@@ -96,5 +109,5 @@ def _parser() -> argparse.ArgumentParser:
             parents=[common],
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, usage=command.format_usage())
     return parser

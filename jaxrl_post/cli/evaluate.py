@@ -64,6 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def is_run(path: str | Path) -> bool:
+    """Whether a path is a folder that `jaxrl-post train` has written."""
+    try:
+        return (Path(path) / "config.yaml").is_file()
+    except OSError:  # no path at all, such as a name that is too long
+        return False
+
+
 def _evaluate(config: Config, run_dir: Path | None) -> dict[str, float]:
     from jaxrl_post.training.evaluation import evaluate_run
 
@@ -76,14 +84,14 @@ def _config(arguments: argparse.Namespace) -> tuple[Config, Path | None]:
     from jaxrl_post.training.configfile import override
 
     path, overrides = Path(arguments.what), arguments.overrides
-    is_run = (path / "config.yaml").is_file()
+    of_run = is_run(path)
     is_config = path.suffix in (".yaml", ".yml")
-    if (is_run or is_config) and arguments.task:
+    if (of_run or is_config) and arguments.task:
         raise InputError(
             f"--task={arguments.task}: {path} names its task itself; change it with "
             "task.name=... or in an evaluation block."
         )
-    if is_run:
+    if of_run:
         return load_config(path / "config.yaml", overrides), path
     if is_config:
         return load_config(path, overrides), None

@@ -6,8 +6,8 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from jaxrl_post.cli.evaluate import is_run
 from jaxrl_post.errors import InputError
 
 SUMMARY = "ask a model questions"
@@ -22,6 +22,13 @@ file, or a run's folder, of which the newest checkpoint is asked.
   jaxrl-post sample model.gguf --prompt "What is the capital of France?" """
 
 CONTEXT_MULTIPLE = 64
+
+_BOUNDS = (
+    ("max_new_tokens", 1, 2**31 - 1),
+    ("n", 1, 2**31 - 1),
+    ("temperature", 0, 1e6),
+    ("seed", 0, 2**32 - 1),
+)
 
 Ask = Callable[[str], list[str]]
 
@@ -74,7 +81,7 @@ def load(arguments: argparse.Namespace) -> Ask:
 
     from jaxrl_post import generation, models
 
-    if (Path(arguments.model) / "config.yaml").is_file():
+    if is_run(arguments.model):
         from jaxrl_post.training.checkpoints import load_policy
 
         policy, params, tokenizer = load_policy(arguments.model)
@@ -112,11 +119,13 @@ def load(arguments: argparse.Namespace) -> Ask:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, at_least in (("max_new_tokens", 1), ("n", 1), ("temperature", 0)):
+    for name, low, high in _BOUNDS:
         value = getattr(arguments, name)
-        if value is not None and not value >= at_least:
+        if value is not None and not low <= value <= high:
             option = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} {value}: must be at least {at_least}.")
+            raise InputError(f"{option} {value}: must be from {low} to {high:g}.")
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise InputError("--prompt is empty; give it a question.")
     if arguments.n > 1 and arguments.temperature == 0:
         raise InputError(
             f"-n {arguments.n} with --temperature 0: the answers would all be the "

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import InputError, one_line
 from jaxrl_post.generation.rollouts import Array
 from jaxrl_post.types import Message, Prompts
 
@@ -50,6 +50,10 @@ def tokenize_prompts(
       conversations: messages, or a string, per prompt.
       chat_template_arguments: handed to the template, such as
         ``{"enable_thinking": False}``.
+
+    Raises:
+      InputError: the template fails. transformers renders it in jinja's sandbox: it
+        reaches no attribute of Python's own that leads to files or programs.
     """
     arguments = dict(chat_template_arguments or {})
     rows = []
@@ -59,12 +63,18 @@ def tokenize_prompts(
             text = conversation
         elif tokenizer.chat_template:
             templated = True
-            text = tokenizer.apply_chat_template(
-                [dict(message) for message in conversation],
-                tokenize=False,
-                add_generation_prompt=True,
-                **arguments,
-            )
+            try:
+                text = tokenizer.apply_chat_template(
+                    [dict(message) for message in conversation],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **arguments,
+                )
+            except Exception as error:  # whatever the template, a program, does
+                raise InputError(
+                    "the model's chat template cannot render a conversation "
+                    f"({one_line(error)}); mend the template, or see to its arguments."
+                ) from error
         else:
             text = "".join(message["content"] for message in conversation)
         rows.append(_encode(tokenizer, text, add_special_tokens=not templated))

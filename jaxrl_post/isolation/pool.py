@@ -15,6 +15,7 @@ and a worker is killed together with all processes that its judge started.
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import os
@@ -24,22 +25,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation.worker import call, describe
 from jaxrl_post.types import Judge, Prompts, Verdict
 
+_log = logging.getLogger(__name__)
+
 START_LIMIT = 120.0
 """Seconds in which a worker must have started and imported the judge."""
 
 PATIENCE = 8
 """Lost pieces after which a judge that loses more than it judges is given up on."""
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at how much memory busy workers have."""
 
 _COMMAND = (
     "import sys; sys.path[:] = sys.argv[4:]; "
@@ -92,7 +99,8 @@ class JudgePool:
           timeout: seconds that a chunk, or a completion judged alone, may take.
           chunk_size: completions per chunk at most.
           memory_limit: address space of a worker in bytes; None: no limit. A judge that
-            loads torch or jax needs far more address space than memory.
+            loads torch or jax needs far more address space than memory. Whatever it
+            is, a worker that holds more than half of the machine's memory is killed.
         """
         if workers is None:
             workers = max(1, min(8, (os.cpu_count() or 2) // 2))
@@ -106,6 +114,7 @@ class JudgePool:
         self.stats = PoolStats()
         self._lock = threading.Lock()
         self._memory_limit = memory_limit or 0
+        self._most_memory = _machine_memory() // 2
         self._workers = [_Worker(self._memory_limit) for _ in range(workers)]
         self._in_process = workers == 0
 
@@ -146,12 +155,16 @@ class JudgePool:
                 batch = _Batch(self, prompts, completions)
                 for piece in batch.pieces():
                     batch.settle(piece, call(judge, *batch.part(piece)), "errors")
-                return batch.result()
-            if not self._workers:
+            elif not self._workers:
                 raise RuntimeError("This JudgePool is closed.")
-            return self._run(_dumps(judge), _Batch(self, prompts, completions))
+            else:
+                batch = _Batch(self, prompts, completions)
+                self._run(_dumps(judge), batch)
+        if batch.failures:
+            _log.warning("%s", batch.warning(name_of(judge)))
+        return batch.result()
 
-    def _run(self, pickled: bytes, batch: _Batch) -> list[Verdict]:
+    def _run(self, pickled: bytes, batch: _Batch) -> None:
         starts = 0
         try:
             while batch.unsettled:
@@ -190,14 +203,18 @@ class JudgePool:
             for worker in self._workers:
                 if worker.piece is not None:
                     self._replace(worker)
-        return batch.result()
 
     def _next_events(self) -> list[_Worker]:
-        """Waits until a busy worker has something to say, or is too late."""
+        """Waits until a busy worker has something to say, is too late or too large."""
         busy = [worker for worker in self._workers if worker.piece is not None]
-        first = min(worker.deadline for worker in busy)
-        wait([w.connection for w in busy], max(0.0, first - time.monotonic()))
-        return [worker for worker in busy if worker.has_event()]
+        while True:
+            first = min(worker.deadline for worker in busy)
+            patience = min(LOOK_EVERY, max(0.0, first - time.monotonic()))
+            wait([w.connection for w in busy], patience)
+            for worker in busy:
+                worker.look(self._most_memory)
+            if events := [worker for worker in busy if worker.has_event()]:
+                return events
 
     def _replace(self, worker: _Worker) -> None:
         worker.kill()
@@ -219,6 +236,7 @@ class _Batch:
         indices = range(len(completions))
         self.waiting = deque(indices[i : i + size] for i in indices[::size])
         self.verdicts: dict[int, Verdict] = {}
+        self.failures: list[tuple[str, str]] = []
         self.finished = 0
         self.lost = 0
 
@@ -257,7 +275,18 @@ class _Batch:
                 if i not in self.verdicts:
                     self._fail(i, f"given up after this of others: {outcome}", kind)
 
+    def warning(self, judge: str) -> str:
+        """Who could not judge how many completions, and why not the first."""
+        kinds = Counter(kind for kind, _ in self.failures)
+        counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        return (
+            f"judge {judge}: {len(self.failures)} of {len(self.completions)} "
+            f"completions could not be judged ({counts}); the first: "
+            f"{self.failures[0][1]}"
+        )
+
     def _fail(self, i: int, reason: str, kind: str) -> None:
+        self.failures.append((kind, reason))
         self.verdicts[i] = Verdict(None, None, extra={"error": reason})
         setattr(self.stats, kind, getattr(self.stats, kind) + 1)
 
@@ -282,6 +311,7 @@ class _Worker:
         self.piece: range | None = None
         self.started = False
         self.deadline = math.inf
+        self.excess = ""
 
     def assign(self, pickled: bytes, batch: _Batch, limit: float) -> None:
         self.piece = batch.waiting.popleft()
@@ -291,11 +321,21 @@ class _Worker:
         with suppress(OSError):
             self.connection.send((pickled, *batch.part(self.piece), limit))
 
+    def look(self, most_memory: int) -> None:
+        """Notes whether it holds too much memory (where the system says so)."""
+        with suppress(OSError, IndexError):
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+            if (size := pages * os.sysconf("SC_PAGE_SIZE")) > most_memory:
+                self.excess = f"the judge's process took {size / 2**30:.1f} GiB"
+
     def has_event(self) -> bool:
-        return self.connection.poll() or time.monotonic() >= self.deadline
+        late = time.monotonic() >= self.deadline
+        return bool(self.excess) or late or self.connection.poll()
 
     def receive(self) -> tuple[str, Any]:
         """What happened: ("done" | "errors" | ..., verdicts or reason)."""
+        if self.excess:
+            return "crashes", self.excess
         if not self.connection.poll():
             what = "judging" if self.started else "starting"
             return "timeouts", f"time-out while {what}"
@@ -315,6 +355,27 @@ class _Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.connection.close()
+
+
+def name_of(judge: Judge) -> str:
+    """What logs call a judge: its own `name`, or module and name of the function.
+
+    >>> from jaxrl_post.tasks.rows import exact_match
+    >>> name_of(exact_match)
+    'jaxrl_post.tasks.rows.exact_match'
+    """
+    if isinstance(name := getattr(judge, "name", None), str):
+        return name
+    named = judge if hasattr(judge, "__qualname__") else type(judge)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container that this is."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory
 
 
 def _dumps(judge: Judge) -> bytes:

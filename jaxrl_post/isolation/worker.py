@@ -13,9 +13,10 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from typing import Any
 
 from jaxrl_post.types import Judge, Prompts, Verdict
 
@@ -31,15 +32,44 @@ def call(
         verdicts = list(judge(prompts, completions))
     except (Exception, SystemExit) as error:
         return describe(error)
-    for verdict in verdicts:
+    for i, verdict in enumerate(verdicts):
         if not isinstance(verdict, Verdict):
-            return f"the judge returned {verdict!r} where a Verdict belongs"
+            return f"the judge returned {verdict!r:.200} where a Verdict belongs"
+        try:
+            verdicts[i] = _plain(verdict)
+        except Exception as error:
+            return describe(error)
     if len(verdicts) != len(completions):
         return (
             f"the judge returned {len(verdicts)} verdicts for {len(completions)} "
             "completions"
         )
     return verdicts
+
+
+def _plain(verdict: Verdict) -> Verdict:
+    """A verdict of Python's own numbers, whose parts are what they should be.
+
+    What is wrong with one must show here, where it costs one completion, and not in
+    the middle of a training step that makes means and votes of them.
+    """
+    reward, success, extra = verdict.reward, _python(verdict.success), verdict.extra
+    if success is not None and not isinstance(success, bool):
+        raise TypeError(f"Verdict.success is {success!r:.200}; it is a bool, or None")
+    if verdict.feedback is not None and not isinstance(verdict.feedback, str):
+        raise TypeError(f"Verdict.feedback is {verdict.feedback!r:.200}, no text")
+    if not isinstance(extra, Mapping):
+        raise TypeError(f"Verdict.extra is {extra!r:.200}; it is a mapping")
+    hash(extra.get("answer"))  # answers are voted on
+    if not isinstance(_python(extra.get("parsed", False)), bool | float | int):
+        raise TypeError(f"Verdict.extra['parsed'] is {extra['parsed']!r:.200}, no bool")
+    reward = None if reward is None else float(reward)
+    return Verdict(reward, success, verdict.feedback, extra)
+
+
+def _python(value: Any) -> Any:
+    """Numpy's scalars as Python's."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def describe(error: BaseException) -> str:
@@ -69,6 +99,7 @@ def serve(descriptor: int, parent: int, memory_limit: int) -> None:
         file.write("1000")
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
+    own = os.getpid()
     connection = Connection(descriptor)
     loaded, judge = b"", None
     with open(os.devnull, "w") as devnull:
@@ -90,6 +121,8 @@ def serve(descriptor: int, parent: int, memory_limit: int) -> None:
             # never lets go of the interpreter lock, which `_die_with` would need.
             faulthandler.dump_traceback_later(limit + 5, exit=True, file=devnull)
             outcome = call(judge, prompts, completions)
+            if os.getpid() != own:  # a fork of the judge's that returned from it
+                os._exit(0)
             faulthandler.cancel_dump_traceback_later()
             connection.send_bytes(_pickled(outcome))
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import InputError, one_line
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.families import Index, config_from_hf, token_ids
 
@@ -65,7 +65,11 @@ def open_checkpoint(path_or_id: str | os.PathLike[str]) -> Checkpoint:
       InputError: nothing is there, or it is no model; the message says what would be.
     """
     name = os.fspath(path_or_id)
-    path = EMBEDDED.get(name, Path(name).expanduser())
+    try:
+        path = EMBEDDED.get(name, Path(name).expanduser())
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, no such home
+        raise InputError(f"{name} is no path of a model: {error}") from error
     if name.endswith(".gguf"):
         from jaxrl_post.models.gguf import GGUFFile
 
@@ -93,7 +97,10 @@ class HuggingFaceFolder:
         self.path = path
         config = config_from_hf(self._json("config.json"), str(path / "config.json"))
         generation = self._json("generation_config.json")
-        stop = token_ids(generation.get("eos_token_id")) or config.stop_token_ids
+        try:
+            stop = token_ids(generation.get("eos_token_id")) or config.stop_token_ids
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path / 'generation_config.json'}: {error}") from error
         self.config = replace(config, stop_token_ids=stop)
 
     @cached_property
@@ -101,23 +108,43 @@ class HuggingFaceFolder:
         """Every tensor, unread, by name."""
         from safetensors import SafetensorError, safe_open
 
-        index = self._json("model.safetensors.index.json")
-        files = sorted(set(index.get("weight_map", {}).values()))
         slices: dict[str, Any] = {}
-        for file in files or ["model.safetensors"]:
+        for file in self._files():
             path = self.path / file
             if not path.is_file():
+                pickle = next(self.path.glob("*.bin"), None)
                 raise InputError(
                     f"{path}: no such file; weights are read from safetensors only "
                     "(transformers' save_pretrained writes them)."
+                    + (
+                        f" {pickle.name} is a pickle, which may run code, and is not "
+                        "opened."
+                        if pickle
+                        else ""
+                    )
                 )
             try:
                 # read through memory maps that live as long as the slices do
                 handle = safe_open(str(path), framework="np")
                 slices |= {key: handle.get_slice(key) for key in handle.keys()}
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise InputError(f"{path} cannot be read: {error}") from error
         return slices
+
+    def _files(self) -> list[str]:
+        """Names of the files with weights, all of them in this folder."""
+        name = "model.safetensors.index.json"
+        files = self._json(name).get("weight_map", {})
+        files = [*files.values()] if isinstance(files, dict) else [files]
+        for file in files:
+            if not isinstance(file, str) or not re.fullmatch(
+                r"[\w.-]+\.safetensors", file
+            ):
+                raise InputError(
+                    f"{self.path / name}: weight_map names {file!r}, which is no "
+                    "safetensors file of this folder."
+                )
+        return sorted({*files}) or ["model.safetensors"]
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -139,16 +166,28 @@ class HuggingFaceFolder:
             return None
         with quiet_import():
             from transformers import AutoTokenizer
-        return AutoTokenizer.from_pretrained(self.path)
+        try:
+            # Python files in the folder stay what they are: files.
+            return AutoTokenizer.from_pretrained(
+                self.path, trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # transformers raises a dozen unrelated types
+            raise InputError(
+                f"{self.source}: the tokenizer cannot be loaded "
+                f"({one_line(error)}). Tokenizers that bring code are not run."
+            ) from error
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         if not path.is_file():
             return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} holds no JSON object.")
+        return values
 
 
 @contextlib.contextmanager
@@ -183,6 +222,6 @@ def _download(name: str) -> Path:
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise InputError(
             f"{name} is no local folder, and fetching it from the Hugging Face hub "
-            f"failed ({type(error).__name__}: {error}). Check the name and the "
+            f"failed ({one_line(error)}). Check the name and the "
             "connection, or give the path of a folder."
         ) from error

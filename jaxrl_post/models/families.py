@@ -56,6 +56,13 @@ _REQUIRED = (
     "num_attention_heads",
 )
 
+_SIZES = (
+    *_REQUIRED,
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
 _ONLY = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -113,7 +120,10 @@ def config_from_hf(
     }
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     problems = [f"{key} is missing" for key in _REQUIRED if key not in values]
-    problems += [
+    problems += _wrong_types(values, rope)
+    if problems:
+        raise InputError(f"{source}: " + "; ".join(problems) + ".")
+    problems = [
         f"{key} = {values[key]!r} is not supported, only {only!r}"
         for key, only in _ONLY.items()
         if values.get(key, only) != only
@@ -129,23 +139,54 @@ def config_from_hf(
     if problems:
         raise InputError(f"{source}: " + "; ".join(problems) + ".")
     heads = values["num_attention_heads"]
-    return DecoderConfig(
-        family=name,
-        vocab_size=values["vocab_size"],
-        hidden_size=values["hidden_size"],
-        intermediate_size=values["intermediate_size"],
-        num_layers=values["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=values.get("num_key_value_heads", heads),
-        head_dim=values.get("head_dim", values["hidden_size"] // heads),
-        rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10_000.0))),
-        rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-        tie_embeddings=values.get("tie_word_embeddings", False),
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
-        max_positions=values.get("max_position_embeddings", 2048),
-        stop_token_ids=token_ids(values.get("eos_token_id")),
-    )
+    theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
+    try:
+        return DecoderConfig(
+            family=name,
+            vocab_size=values["vocab_size"],
+            hidden_size=values["hidden_size"],
+            intermediate_size=values["intermediate_size"],
+            num_layers=values["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=values.get("num_key_value_heads", heads),
+            head_dim=values.get("head_dim", values["hidden_size"] // heads),
+            rope_theta=float(theta),
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            tie_embeddings=values.get("tie_word_embeddings", False),
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
+            max_positions=values.get("max_position_embeddings", 2048),
+            stop_token_ids=token_ids(values.get("eos_token_id")),
+        )
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from error
+
+
+def _wrong_types(values: Mapping[str, Any], rope: Any) -> list[str]:
+    """Values that no decoder can have: files are others' work."""
+    if not isinstance(rope, Mapping):
+        return [f"rope_parameters = {rope!r} is no object"]
+    if not isinstance(values.get("layer_types", []), list):
+        return [f"layer_types = {values['layer_types']!r} is no list"]
+
+    def is_size(x):
+        return type(x) is int and 0 < x < 2**31
+
+    def is_positive(x):
+        return type(x) in (int, float) and 0 < x < 1e30
+
+    kinds = {
+        **dict.fromkeys(_SIZES, ("a positive integer", is_size)),
+        "rope_theta": ("a positive number", is_positive),
+        "rms_norm_eps": ("a positive number", is_positive),
+        "tie_word_embeddings": ("true or false", lambda x: type(x) is bool),
+    }
+    given = {**values, **{k: v for k, v in rope.items() if k == "rope_theta"}}
+    return [
+        f"{key} = {given[key]!r:.80} is not {words}"
+        for key, (words, fits) in kinds.items()
+        if key in given and not fits(given[key])
+    ]
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
@@ -195,7 +236,10 @@ def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     """An id, several or none, as config files have them, as a tuple."""
     if value is None:
         return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+        raise ValueError(f"eos_token_id = {value!r:.80} is no token's id, nor several")
+    return tuple(ids)
 
 
 @dataclass(frozen=True)

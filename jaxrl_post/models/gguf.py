@@ -19,6 +19,7 @@ from jaxrl_post.errors import InputError
 from jaxrl_post.models.checkpoints import quiet_import
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.families import Index, config_from_hf
+from jaxrl_post.models.ggufheader import check_header
 
 _CONFIG_KEYS = {
     "hidden_size": "embedding_length",
@@ -67,9 +68,12 @@ class GGUFFile:
 
         self.source = str(path)
         try:
+            check_header(path)
             reader = gguf.GGUFReader(path)
-        except (ValueError, IndexError) as error:
-            raise InputError(f"{path} is no GGUF file: {error}") from error
+        except (OSError, ValueError, IndexError, KeyError) as error:
+            raise InputError(
+                f"{path} is no GGUF file, or not a whole one: {error}. Fetch it anew."
+            ) from error
         self._fields = reader.fields
         self._tensors = {_name(t.name): t for t in reader.tensors}
 
@@ -134,27 +138,63 @@ class GGUFFile:
                 f"{', '.join(_PRE_TOKENIZERS)} is. Use the model's Hugging Face folder."
             )
         tokens = parts["tokens"]
+        self._check_tokens(parts)
         special = {}
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
             token = self._value(f"tokenizer.ggml.{key}_token_id")
             if token is not None:
+                if type(token) is not int or not 0 <= token < len(tokens):
+                    raise InputError(
+                        f"{self.source}: tokenizer.ggml.{key}_token_id is {token}; "
+                        f"there are {len(tokens)} tokens."
+                    )
                 special[f"{name}_token"] = tokens[token]
         bos = special.get("bos_token") if parts["add_bos_token"] else None
         with quiet_import():
             from transformers import PreTrainedTokenizerFast
-        return PreTrainedTokenizerFast(
-            tokenizer_object=byte_level_bpe(
+        try:
+            built = byte_level_bpe(
                 tokens, parts["merges"], parts["token_type"], parts["pre"], bos
-            ),
+            )
+        except Exception as error:  # of the tokenizers package: no type of its own
+            raise InputError(
+                f"{self.source}: the tokenizer cannot be made of the file's tokens and "
+                f"merges: {error}"
+            ) from error
+        return PreTrainedTokenizerFast(
+            tokenizer_object=built,
             chat_template=self._value("tokenizer.chat_template"),
             model_max_length=self.config.max_positions,
             clean_up_tokenization_spaces=False,
             **special,
         )
 
+    def _check_tokens(self, parts: Mapping[str, Any]) -> None:
+        tokens, merges, types = (parts[k] for k in ("tokens", "merges", "token_type"))
+        for name, values, kind in (
+            ("tokens", tokens, str),
+            ("merges", merges, str),
+            ("token_type", types, int),
+        ):
+            if not isinstance(values, list) or not {*map(type, values)} <= {kind}:
+                raise InputError(
+                    f"{self.source}: tokenizer.ggml.{name} is no list of "
+                    f"{'texts' if kind is str else 'integers'}."
+                )
+        if not tokens or len(types) != len(tokens):
+            raise InputError(
+                f"{self.source}: {len(tokens)} tokens have {len(types)} types."
+            )
+        template = self._value("tokenizer.chat_template")
+        if not isinstance(template, str | None):
+            raise InputError(f"{self.source}: tokenizer.chat_template is no text.")
+
     def _value(self, key: str) -> Any:
         field = self._fields.get(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.source}: {key} is no text: {error}") from error
 
 
 def half_split_rows(rows: np.ndarray, head_dim: int) -> np.ndarray:

@@ -147,6 +147,11 @@ def _check_tensors(
     checkpoint: Checkpoint, config: DecoderConfig, rules: Iterable[TensorRule]
 ) -> None:
     """One error for everything that does not fit."""
+    if config.num_layers > len(checkpoint.shapes):  # before a list is made of them
+        raise InputError(
+            f"{checkpoint.source}: the config has {config.num_layers} layers, the "
+            f"files have {len(checkpoint.shapes)} tensors; they do not belong together."
+        )
     expected = {
         rule.name.format(layer=layer): rule.file_shape
         for rule in rules
@@ -173,10 +178,11 @@ def _check_tensors(
     ]
     problems += checkpoint.problems
     if problems:
-        raise InputError(
-            f"{checkpoint.source}: {len(problems)} tensor(s) do not fit the "
-            f"{config.family} config:" + "".join(f"\n  {p}" for p in problems)
-        )
+        start = f"{checkpoint.source}: {len(problems)} tensor(s) do not fit the"
+        if len(problems) == 1:
+            raise InputError(f"{start} {config.family} config: {problems[0]}")
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise InputError(f"{start} {config.family} config:{lines}")
 
 
 def _same(checkpoint: Checkpoint, first: str, second: str) -> bool:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrl_post import losses
 from jaxrl_post.advantages import group_relative
 from jaxrl_post.losses import presets
+from jaxrl_post.numerics import check_choice, check_number
 from jaxrl_post.recipes.batch import Batch, own_tokens
 from jaxrl_post.recipes.recipe import Recipe, Scores, Term, Views, weighted
 from jaxrl_post.recipes.transforms import DynamicSampling, OverlongPenalty
@@ -95,6 +96,9 @@ def grpo(
       1 x policy_gradient (token_mean)
       0.01 x kl (token_mean, reads reference)
     """
+    check_number("clip_low", clip_low, 0)
+    check_number("clip_high", clip_high, 0)
+    check_choice("kl_estimator", kl_estimator, ("k1", "k2", "k3"))
     if importance not in ("token", "sequence", "clipped"):
         raise ValueError(
             f"importance is {importance!r}; it is one of token, sequence, clipped."

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_post import losses
+from jaxrl_post.numerics import check_number
 from jaxrl_post.recipes.batch import Batch, demonstrated_tokens, own_tokens
 from jaxrl_post.recipes.grpo import entropy, grpo, sampled_logps
 from jaxrl_post.recipes.injection import Injection
@@ -306,6 +307,7 @@ def _mixed(
 
 
 def _imitation(name: str, form: str, weight: str, gamma: float = 0.1) -> Term:
+    check_number("gamma", gamma, 0, open_low=True)
     if weight not in _WEIGHTS:
         raise ValueError(
             f"teacher_weight={weight!r}; it is one of {', '.join(_WEIGHTS)}."

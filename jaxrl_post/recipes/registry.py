@@ -13,7 +13,8 @@ from jaxrl_post.recipes.grpo import PRESETS as GRPO_PRESETS
 from jaxrl_post.recipes.grpo import grpo
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.recipes.sdpo import pgpo, sdpo
-from jaxrl_post.tasks.lookup import resolve
+from jaxrl_post.reduction import MODES
+from jaxrl_post.tasks.lookup import check_types, resolve
 
 _RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "grpo": grpo,
@@ -71,19 +72,26 @@ def make(name: str, **arguments: Any) -> Recipe:
     if "preset" in arguments and "preset" not in known:
         preset = arguments.pop("preset")
         choices = _PRESETS.get(name, {})
-        if preset not in choices:
-            raise InputError(f"recipe.preset={preset!r}: {nearest(preset, choices)}")
+        if not isinstance(preset, str) or preset not in choices:
+            raise InputError(
+                f"recipe.preset={preset!r}: {nearest(str(preset), choices)}"
+            )
         arguments = {**choices[preset], **arguments}
     free = any(p.kind is p.VAR_KEYWORD for p in known.values())
     if not free and (unknown := [key for key in arguments if key not in known]):
         problems = "; ".join(f"recipe.{k}: {nearest(k, known)}" for k in unknown)
         raise InputError(f"Recipe {name!r} has no such argument: {problems}")
+    check_types(factory, arguments, "recipe")
     try:
         recipe = factory(**arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"recipe {name!r}: {error}") from error
     if not isinstance(recipe, Recipe):
         raise InputError(f"{name!r} returned {type(recipe).__name__}, not a Recipe.")
+    for term in recipe.terms:
+        if term.reduction not in MODES:
+            hint = nearest(str(term.reduction), MODES)
+            raise InputError(f"recipe.reduction={term.reduction!r}: {hint}")
     for layer, fields in layers.items():
         if not isinstance(fields, Mapping):
             raise InputError(f"recipe.{layer}={fields!r}: expected a mapping.")

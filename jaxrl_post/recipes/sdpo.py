@@ -11,6 +11,7 @@ import jax
 from jaxrl_post import losses
 from jaxrl_post.advantages import group_relative
 from jaxrl_post.information import AdaptiveSensitivity
+from jaxrl_post.numerics import check_number
 from jaxrl_post.recipes.batch import Batch, own_tokens
 from jaxrl_post.recipes.grpo import old_logps, ratio_metrics, sampled_logps
 from jaxrl_post.recipes.recipe import (
@@ -75,6 +76,7 @@ def sdpo(
       1 x distillation (sequence_mean_over_all, reads teacher)
       teacher: live
     """
+    check_number("alpha", alpha, 0, 1)
     if support not in ("student", "teacher", "sampled"):
         raise ValueError(
             f"support is {support!r}; it is one of student, teacher, sampled."

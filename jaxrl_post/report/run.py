@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import InputError, one_line
 from jaxrl_post.training.metrics import FILE_NAME, read_metrics
 
 Row = Mapping[str, Any]
@@ -116,8 +116,14 @@ def read_run(path: str | Path) -> Run:
             f"{path}: not a run folder, for it has neither config.yaml nor "
             f"{FILE_NAME}. Name a folder that `jaxrl-post train` has written."
         )
-    text = config.read_text(encoding="utf-8") if config.exists() else ""
-    tree = yaml.safe_load(text)
+    try:
+        text = config.read_text(encoding="utf-8") if config.exists() else ""
+        tree = yaml.safe_load(text)
+        rows = read_metrics(metrics) if metrics.exists() else []
+    except yaml.YAMLError as error:
+        raise InputError(f"{config} is damaged: {one_line(error)}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
     files = {
         int(match[1]): file
         for file in sorted(path.glob("completions/*.jsonl"))
@@ -127,7 +133,7 @@ def read_run(path: str | Path) -> Run:
         path=path,
         config=tree if isinstance(tree, dict) else {},
         config_text=text,
-        rows=read_metrics(metrics) if metrics.exists() else [],
+        rows=rows,
         completion_files=files,
     )
 

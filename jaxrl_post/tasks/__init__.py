@@ -11,9 +11,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.errors import InputError, nearest, shown
 from jaxrl_post.tasks.base import Row, RowsTask, Task, nobody
-from jaxrl_post.tasks.lookup import resolve
+from jaxrl_post.tasks.lookup import check_types, resolve
 from jaxrl_post.tasks.rewards import from_reward_function
 
 __all__ = [
@@ -48,9 +48,16 @@ def load(
       InputError: unknown name, unknown option, or a value that the task refuses.
     """
     _check_options(name, options)
-    task = _loader(name)(split=split, **options)
+    loader = _loader(name)
+    check_types(loader, options, f"task {name!r}")
+    task = loader(split=split, **options)
+    if not isinstance(task, Task):
+        raise InputError(f"{name!r} returned {shown(task)}, which is no Task.")
     if isinstance(reward, Mapping):
+        check_types(from_reward_function, reward, "reward")
         task.judge = from_reward_function(**reward)
+    elif isinstance(reward, int | float):
+        raise InputError(f"reward={reward!r}: expected 'module:function', or a list.")
     elif reward is not None:
         task.judge = from_reward_function(reward)
     elif task.judge is nobody:

@@ -11,6 +11,11 @@ _MARKER = re.compile(
 )
 
 
+_MOST_MARKS = 100
+"""Looked at from the end of a text: in a model's endless repetition each mark's content
+reaches to the end, and all of them together are quadratic."""
+
+
 def last_boxed(text: str) -> str | None:
     r"""What the last complete ``\boxed{...}`` holds; braces inside it are balanced.
 
@@ -47,7 +52,7 @@ def final_answer(
 
     Marks are ``<answer>...</answer>``, ``\boxed{...}``, and to the end of their line
     ``####``, ``answer is``, ``answer:`` and ``answer =``. The last mark whose content
-    is acceptable counts, in whatever notation.
+    is acceptable counts, in whatever notation; of more than a hundred, the last ones.
 
     Args:
       text: a completion.
@@ -65,7 +70,7 @@ def final_answer(
     True
     """
     closing = _closing_braces(text)
-    for match in reversed(list(_MARKER.finditer(text))):
+    for match in reversed([*_MARKER.finditer(text)][-_MOST_MARKS:]):
         if match["boxed"]:
             content = text[match.end() : closing.get(match.end(), match.end())]
         elif match["tag"]:

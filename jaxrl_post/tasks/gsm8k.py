@@ -9,7 +9,7 @@ from decimal import Decimal
 from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.tasks.base import Row, RowsTask
 from jaxrl_post.tasks.extraction import final_answer
-from jaxrl_post.tasks.sources import column, local, read
+from jaxrl_post.tasks.sources import local, read, text
 from jaxrl_post.types import Prompts, Verdict
 
 INSTRUCTIONS = {
@@ -54,8 +54,7 @@ def load(
     rows = []
     source = local(path) or "openai/gsm8k"
     for i, record in enumerate(read(source, split, subset="main")):
-        question = column(record, "question")
-        solution = column(record, "answer")
+        question, solution = text(record, "question"), text(record, "answer")
         answer = solution.rpartition("####")[2].strip()
         content = f"{question}\n\n{instruction}".strip()
         rows.append(

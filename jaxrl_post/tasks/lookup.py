@@ -3,10 +3,68 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import numbers
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.errors import InputError, nearest, shown
+
+
+def check_types(
+    function: Callable[..., Any], arguments: Mapping[str, Any], section: str
+) -> None:
+    """Holds what a config gives a function against the types that it declares.
+
+    Types that no config can write, such as a function, are not looked at.
+
+    Raises:
+      InputError: a value of another type, named as ``section.argument``.
+
+    >>> def load(size: int | None = None): ...
+    >>> check_types(load, {"size": "many"}, "task")
+    Traceback (most recent call last):
+    jaxrl_post.errors.InputError: task.size='many': expected int or None.
+    """
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError:  # names that only a type checker imports
+        return
+    for name, value in arguments.items():
+        if name in hints and not _fits(value, hints[name]):
+            words = _in_words(hints[name])
+            raise InputError(f"{section}.{name}={shown(value)}: expected {words}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    kind = origin or hint
+    if kind in (int, float):
+        # numpy's too, which composers hand over
+        number = numbers.Real if kind is float else numbers.Integral
+        return isinstance(value, number) and not isinstance(value, bool)
+    if kind in (Sequence, list, tuple) and parts:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(_fits(item, parts[0]) for item in value)
+    if kind in (str, bool, types.NoneType, Mapping, dict):
+        return isinstance(value, kind)
+    return True
+
+
+def _in_words(hint: Any) -> str:
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, parts))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, parts))
+    if typing.get_origin(hint) is Sequence:
+        return f"a list of {_in_words(parts[0])}"
+    return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
 
 
 def resolve(path: str) -> Callable[..., Any]:

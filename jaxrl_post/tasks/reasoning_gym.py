@@ -141,6 +141,11 @@ def _generator(dataset: str, config: str, size: int, seed: int) -> Any:
         raise InputError(
             f"reasoning-gym has no generator {dataset!r}; {nearest(dataset, DATASETS)}"
         )
-    return reasoning_gym.create_dataset(
-        dataset, size=size, seed=seed, **json.loads(config)
-    )
+    try:
+        return reasoning_gym.create_dataset(
+            dataset, size=size, seed=seed, **json.loads(config)
+        )
+    except (AssertionError, TypeError, ValueError) as error:  # its configs' checks
+        raise InputError(
+            f"{dataset} cannot be made with size={size} and config={config}: {error}"
+        ) from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import InputError, shown
 from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.types import Message, Prompts, Verdict
 
@@ -76,6 +77,11 @@ class RewardFunctionJudge:
     success_threshold: float
     conversational: bool
 
+    @property
+    def name(self) -> str:
+        """The functions' names, for logs."""
+        return " + ".join(map(_name, self.functions))
+
     def __call__(self, prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
         arguments = self._arguments(prompts, completions)
         values = [
@@ -123,11 +129,27 @@ def _call(
     values = function(**arguments)
     if inspect.iscoroutine(values):
         values = asyncio.run(values)
+    name = _name(function)
+    if values is None or not hasattr(values, "__len__"):
+        raise ValueError(f"{name} returned {shown(values)}, no list of rewards.")
     if len(values) != count:
         raise ValueError(
-            f"{_name(function)} returned {len(values)} rewards for {count} completions."
+            f"{name} returned {len(values)} rewards for {count} completions."
         )
-    return [None if value is None else float(value) for value in values]
+    return [None if value is None else _reward(value, name) for value in values]
+
+
+def _reward(value: Any, name: str) -> float:
+    try:
+        reward = float(value)
+    except (TypeError, ValueError):
+        reward = math.nan
+    if not math.isfinite(reward):
+        raise ValueError(
+            f"{name} returned {shown(value)} as a reward; it must be a finite number, "
+            "or None where there is none."
+        )
+    return reward
 
 
 def _text(messages: Sequence[Message]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.errors import InputError, nearest, shown
 from jaxrl_post.tasks.base import Row, RowsTask, nobody
 from jaxrl_post.tasks.extraction import final_answer
 from jaxrl_post.tasks.lookup import resolve
@@ -150,7 +150,7 @@ def _of_source(
     present = {str(column(record, "data_source")) for record in records}
     for name in names - present:
         raise InputError(f"No row has data_source {name!r}; {nearest(name, present)}")
-    return [record for record in records if record["data_source"] in names]
+    return [record for record in records if str(record["data_source"]) in names]
 
 
 def _messages(
@@ -159,11 +159,12 @@ def _messages(
     if isinstance(prompt, str):
         content = f"{prompt}\n\n{instruction}" if instruction else prompt
         messages = [{"role": "user", "content": content}]
-    elif isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping):
+    elif isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
         messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
     else:
         raise InputError(
-            f"A prompt must be a text or a list of messages, got {prompt!r:.100}."
+            "A prompt must be a text or a list of messages, each with a role and a "
+            f"content, got {shown(prompt)}."
         )
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
@@ -180,12 +181,18 @@ def _solution(value: Any) -> str | None:
     if messages == []:
         return None
     if isinstance(messages, list) and all(isinstance(m, Mapping) for m in messages):
-        said = [m["content"] for m in messages if m.get("role") == "assistant"]
-        if len(said) == 1:
+        said = [m.get("content") for m in messages if m.get("role") == "assistant"]
+        if len(said) == 1 and isinstance(said[0], str):
             return said[0]
     raise InputError(
         "A demonstration must be a text or messages with one of the assistant's, got "
-        f"{value!r:.100}."
+        f"{shown(value)}."
+    )
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and all(
+        isinstance(message.get(key), str) for key in ("role", "content")
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.tasks import sources
 from jaxrl_post.tasks.base import Row, RowsTask
 from jaxrl_post.tasks.extraction import last_boxed, last_tagged
 from jaxrl_post.tasks.sources import column, local, read
@@ -86,7 +87,7 @@ def load(
             if text is None and answer_format == "tags":
                 text = record.get("system")
             text = SYSTEM[answer_format] if text is None else text
-            user = {"role": "user", "content": column(record, "prompt")}
+            user = {"role": "user", "content": sources.text(record, "prompt")}
             rows.append(
                 Row(
                     id=f"sciknoweval/{name}/{column(record, 'idx')}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.errors import InputError, nearest, one_line, shown
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -26,11 +26,14 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
       InputError: a folder without the split; a broken line, with its number; a data set
         that the Hub does not have or that cannot be fetched.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _read_file(_split_file(path, split))
-    if path.is_file():
-        return _read_file(path)
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _read_file(_split_file(path, split))
+        if path.is_file():
+            return _read_file(path)
+    except (OSError, RuntimeError) as error:  # unreadable, too long, no such home
+        raise InputError(f"{source!r} cannot be read: {one_line(error)}") from error
     if path.suffix in _SUFFIXES or source.count("/") > 1 or path.is_absolute():
         raise InputError(
             f"There is no file or folder {source!r}; name the place of your copy."
@@ -42,7 +45,7 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
     except Exception as error:  # the client raises a dozen unrelated types
         raise InputError(
             f"{source!r} is no local file or folder, and fetching its split {split!r} "
-            f"from the Hugging Face hub failed ({type(error).__name__}: {error}). "
+            f"from the Hugging Face hub failed ({one_line(error)}). "
             "Check the name, the split and the connection, or name a local copy."
         ) from error
 
@@ -67,9 +70,23 @@ def column(record: Mapping[str, Any], name: str) -> Any:
     Raises:
       InputError: there is no such column; names those that there are.
     """
+    if not isinstance(record, Mapping):
+        raise InputError(f"A row must be an object of columns, got {shown(record)}.")
     if name not in record:
         raise InputError(f"The data has no column {name!r}; {nearest(name, record)}")
     return record[name]
+
+
+def text(record: Mapping[str, Any], name: str) -> str:
+    """A column that holds a text.
+
+    Raises:
+      InputError: there is no such column, or it holds something else.
+    """
+    value = column(record, name)
+    if not isinstance(value, str):
+        raise InputError(f"Column {name!r} must hold texts, got {shown(value)}.")
+    return value
 
 
 def _split_file(folder: Path, split: str) -> Path:
@@ -82,22 +99,54 @@ def _split_file(folder: Path, split: str) -> Path:
 
 def _read_file(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
-        import pyarrow.parquet  # type: ignore[import-untyped]
+        return _read_parquet(path)
+    if path.suffix == ".json":
+        records = _parsed(path.read_bytes(), str(path))
+        if not isinstance(records, list):
+            raise InputError(f"{path} must hold a list of objects.")
+        for number, record in enumerate(records, start=1):
+            _check_record(record, f"{path}, item {number}")
+    elif path.suffix == ".jsonl":
+        records = []
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    records.append(_parsed(line, where))
+                    _check_record(records[-1], where)
+    else:
+        raise InputError(f"{path} must end in one of {', '.join(_SUFFIXES)}.")
+    if not records:
+        raise InputError(f"{path} has no rows.")
+    return records
 
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
         table = pyarrow.parquet.read_table(path)
         # The index that pandas stores beside the columns is no column.
         names = [n for n in table.column_names if not n.startswith("__index_level_")]
-        return table.select(names).to_pylist()
-    if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
-    if path.suffix != ".jsonl":
-        raise InputError(f"{path} must end in one of {', '.join(_SUFFIXES)}.")
-    records = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                if line.strip():
-                    records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: {error}") from error
+        records = table.select(names).to_pylist()
+    except Exception as error:  # arrow raises a dozen unrelated types
+        raise InputError(f"{path} is no parquet file: {one_line(error)}") from error
+    if not records:
+        raise InputError(f"{path} has no rows.")
     return records
+
+
+def _parsed(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON in UTF-8: {one_line(error)}") from error
+
+
+def _check_record(record: Any, where: str) -> None:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected an object of columns, {shown(record)}.")
+    try:  # JSON can write halves of characters, which no tokenizer takes
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where} has text that is no Unicode: {error}") from None

@@ -54,7 +54,7 @@ class RunConfig:
     """
 
     dir: str = inherited()
-    seed: int = number(0, at_least=0)
+    seed: int = number(0, at_least=0, at_most=2**32 - 1)
     judge_workers: int | None = number(None, at_least=1)
     grace_seconds: float = number(60.0, above=0)
     replay: str | None = None
@@ -375,7 +375,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         beside = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
         hint = nearest(str(path), map(str, beside))
         raise ConfigError(str(path), [f"there is no such file; {hint}"]) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not text, or no path
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxrl_post import tasks
-from jaxrl_post.errors import nearest
+from jaxrl_post.errors import nearest, shown
 
 if TYPE_CHECKING:
     from jaxrl_post.training.config import Config
@@ -38,6 +38,11 @@ def problems_of(config: Config) -> list[str]:
             f"training.micro_batch_tokens={bound}: must be at least {longest}, the "
             "tokens of the longest sequence (task.max_prompt_length + "
             "sampling.max_new_tokens)"
+        )
+    if config.run.dir is not None and not config.run.dir.isprintable():
+        problems.append(
+            f"run.dir={config.run.dir!r}: has characters that cannot be shown; choose "
+            "another name"
         )
     sizes = dataclasses.asdict(mesh)
     problems += [
@@ -108,7 +113,7 @@ def _unknown_options(
     keys = {f.name for f in dataclasses.fields(section) if not f.metadata.get("rest")}
     keys |= {*known[0], "reward"}
     return [
-        f"{path}.{option}={value!r}: no such key; {nearest(option, keys)}"
+        f"{path}.{option}={shown(value)}: no such key; {nearest(option, keys)}"
         for option, value in options.items()
         if option not in keys
     ]

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from jaxrl_post.errors import ConfigError, nearest
+from jaxrl_post.errors import ConfigError, nearest, one_line, shown
 
 T = TypeVar("T")
 
@@ -47,8 +47,27 @@ def rest() -> Any:
     return dataclasses.field(default_factory=dict, metadata={"rest": True})
 
 
+_MOST_VALUES = 100_000
+"""Of one file, those that aliases repeat counted each time."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 1e-6 is a number, and a key given twice an error."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _expanded_size(node, {})
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if not -(2**63) <= value < 2**63:
+            raise yaml.MarkedYAMLError(
+                problem="the integer has more than 64 bits",
+                problem_mark=node.start_mark,
+            )
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         seen: set[Any] = set()
@@ -59,6 +78,11 @@ class _Loader(yaml.SafeLoader):
                     problem=f"the key {key!r} is not text; quote it",
                     problem_mark=key_node.start_mark,
                 )
+            if not key.isprintable():
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key!r} has characters that cannot be shown",
+                    problem_mark=key_node.start_mark,
+                )
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key!r} is given twice",
@@ -66,6 +90,33 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _expanded_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Values below a node, and itself, as if aliases were copies.
+
+    A few lines of aliases of aliases mean more values than memory holds.
+
+    Raises:
+      yaml.MarkedYAMLError: too many, or a value that contains itself.
+    """
+    if id(node) not in sizes:
+        sizes[id(node)] = _MOST_VALUES  # what an alias inside the node itself meets
+        children: Sequence[yaml.Node] = ()
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in children)
+    if sizes[id(node)] > _MOST_VALUES:
+        raise yaml.MarkedYAMLError(
+            problem=f"aliases make more than {_MOST_VALUES} values of it",
+            problem_mark=node.start_mark,
+        )
+    return sizes[id(node)]
 
 
 # YAML 1.1 wants a dot in a float, so that a learning rate of 1e-6 would be text.
@@ -92,8 +143,10 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = error.problem_mark
         where = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(source, [f"{where}{error.problem or error}"]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(source, [f"not readable as YAML: {error}"]) from None
+    except Exception as error:  # PyYAML lets several other types through
+        raise ConfigError(
+            source, [f"not readable as YAML: {one_line(error)}"]
+        ) from None
 
 
 def override(tree: dict[str, Any], assignment: str) -> None:
@@ -108,7 +161,7 @@ def override(tree: dict[str, Any], assignment: str) -> None:
     """
     source = f"override {assignment!r}"
     path, equals, text = assignment.partition("=")
-    if not equals or not path:
+    if not equals or not path.isprintable() or not path:
         raise ConfigError(source, ["write overrides as section.key=value"])
     value = parse_yaml(text, source)
     node: Any = tree
@@ -172,12 +225,13 @@ def _build(
             value = _convert(hints[field.name], tree[field.name], here, known, problems)
             values[field.name] = value
             if problem := _out_of_bounds(value, field.metadata.get("bounds", {})):
-                problems.append(f"{here}={value!r}: {problem}")
+                problems.append(f"{here}={shown(value)}: {problem}")
         elif _required(field):
             problems.append(f"{here}: missing")
     for key, value in free.items():
         here = f"{path}.{key}" if path else key
-        problems.append(f"{here}={value!r}: no such key; {_nearest_path(here, known)}")
+        hint = _nearest_path(here, known)
+        problems.append(f"{here}={shown(value)}: no such key; {hint}")
     complete = all(f.name in values for f in dataclasses.fields(schema) if _required(f))
     return schema(**values) if complete else None
 
@@ -212,7 +266,7 @@ def _convert(
     problem = f"expected {_in_words(hint)}"
     if origin is Literal and isinstance(value, str):
         problem += f"; {nearest(value, arguments)}"
-    problems.append(f"{path}={value!r}: {problem}")
+    problems.append(f"{path}={shown(value)}: {problem}")
     return None
 
 

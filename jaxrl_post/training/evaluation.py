@@ -52,23 +52,29 @@ class Evaluator:
         pool: JudgePool,
         *,
         mesh: jax.sharding.Mesh | None = None,
+        tasks: Mapping[str, Task] | None = None,
     ) -> None:
-        """Opens every block's task.
+        """Tokenises every block's questions.
+
+        Args:
+          config: names the blocks.
+          policy: whose answers are measured.
+          tokenizer: of the policy.
+          pool: where answers are judged.
+          mesh: that the parameters are spread over, if any.
+          tasks: the blocks' tasks, as `open_tasks` opens them here where they are not
+            given.
 
         Raises:
           InputError: a block names a task or an option that does not exist.
         """
+        tasks = open_tasks(config) if tasks is None else tasks
         self._tokenizer, self._pool, self._mesh = tokenizer, pool, mesh
         self._seed = config.run.seed
         self._blocks: dict[str, _Block] = {}
         for name, block in config.evaluation.items():
             slots = config.sampling.slots or _SLOTS
-            task = open_task(
-                block.task or config.task.name,
-                block.split,
-                block.options,
-                f"evaluation.{name}",
-            )
+            task = tasks[name]
             encoded = encode_prompts(
                 tokenizer,
                 task.rows(range(min(block.rows or len(task), len(task)))),
@@ -125,6 +131,24 @@ class Evaluator:
         return metrics
 
 
+def open_tasks(config: Config) -> dict[str, Task]:
+    """The task of each evaluation block, by the block's name.
+
+    Raises:
+      InputError: a block names a task or an option that does not exist, or data that
+        cannot be read.
+    """
+    return {
+        name: open_task(
+            block.task or config.task.name,
+            block.split,
+            block.options,
+            f"evaluation.{name}",
+        )
+        for name, block in config.evaluation.items()
+    }
+
+
 def evaluate_run(config: Config, run_dir: Path | None = None) -> dict[str, float]:
     """The metrics of a config's blocks, for its model or a run's newest checkpoint.
 
@@ -134,10 +158,12 @@ def evaluate_run(config: Config, run_dir: Path | None = None) -> dict[str, float
     """
     from jaxrl_post.training.checkpoints import load_policy
 
+    tasks = open_tasks(config)  # first: a wrong name shows before weights load
     mesh = open_mesh(config)
     if run_dir is None:
         policy, params, tokenizer = open_model(config, mesh)
     else:
         policy, params, tokenizer = load_policy(run_dir)
     with JudgePool(config.run.judge_workers, timeout=config.task.judge_timeout) as pool:
-        return Evaluator(config, policy, tokenizer, pool, mesh=mesh)(params)
+        evaluator = Evaluator(config, policy, tokenizer, pool, mesh=mesh, tasks=tasks)
+        return evaluator(params)

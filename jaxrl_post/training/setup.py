@@ -67,7 +67,7 @@ def open_task(name: str, split: str, options: Mapping[str, Any], key: str):
     """A task by name; `key` is the config's section, for messages."""
     try:
         return tasks.load(name, split=split, **options)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{key}: {error}") from error
 
 

@@ -38,6 +38,52 @@ def obey(prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
             raise RuntimeError(argument)
         elif command == "nan":
             verdicts.append(Verdict(float("nan")))
+        elif command == "none":
+            return None
+        elif command == "unjudged":
+            verdicts.append(Verdict(None))
+        elif command == "zero":
+            verdicts.append(Verdict(0.0, False))
+        elif command == "numpy":
+            import numpy as np
+
+            extra = {"parsed": np.bool_(True), "answer": "7"}
+            verdicts.append(Verdict(np.float32(0.5), np.bool_(True), extra=extra))
+        elif command == "success":
+            verdicts.append(Verdict(1.0, "yes"))
+        elif command == "feedback":
+            verdicts.append(Verdict(1.0, True, 7))
+        elif command == "extra-none":
+            verdicts.append(Verdict(1.0, True, extra=None))
+        elif command == "answer":
+            verdicts.append(Verdict(1.0, True, extra={"answer": [1]}))
+        elif command == "parsed":
+            verdicts.append(Verdict(1.0, True, extra={"parsed": "yes"}))
+        elif command == "text":
+            verdicts.append(Verdict("1.0"))
+        elif command == "fork":  # both return
+            os.fork()
+            verdicts.append(Verdict(float(os.getpid()), True))
+        elif command == "desert":  # the child goes on, the judge's process ends
+            if os.fork():
+                os._exit(0)
+            verdicts.append(Verdict(2.0, True))
+        elif command == "breed":
+            if not os.fork():
+                Path(argument).write_text(str(os.getpid()))
+                time.sleep(3600)
+            verdicts.append(Verdict(1.0, True))
+        elif command == "swell":
+            hoard = []
+            while True:
+                hoard.append(bytearray(os.urandom(1)) * 2**24)
+        elif command == "garbage":
+            for descriptor in (1, 2):
+                os.write(descriptor, bytes(range(256)) * 64)
+            sys.stdout.close()
+            verdicts.append(Verdict(1.0, True))
+        elif command == "recurse":
+            obey(prompts, completions)
         elif command == "wrong-type":
             verdicts.append(1.0)
         elif command == "extra":

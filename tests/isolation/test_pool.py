@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jaxrl_post.isolation import JudgePool
+from jaxrl_post.isolation import pool as pool_module
 from jaxrl_post.types import Prompts, Verdict
 
 HERE = Path(__file__).parent
@@ -51,6 +52,22 @@ def alive(pid: int) -> bool:
     return status != "Z"
 
 
+def children() -> list[int]:
+    """Processes that this one started and has not waited for, zombies included."""
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if parent_of(path) == os.getpid()
+    ]
+
+
+def parent_of(stat: Path) -> int | None:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:  # ended in the meantime
+        return None
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -87,6 +104,15 @@ def test_lengths_must_agree(pool, judges):
         ("raise no such thing", "RuntimeError: no such thing", "errors"),
         ("nan", "Verdict.reward is nan", "errors"),
         ("wrong-type", "returned 1.0 where a Verdict belongs", "errors"),
+        ("none", "'NoneType' object is not iterable", "errors"),
+        ("success", "Verdict.success is 'yes'; it is a bool, or None", "errors"),
+        ("feedback", "Verdict.feedback is 7, no text", "errors"),
+        ("extra-none", "Verdict.extra is None; it is a mapping", "errors"),
+        ("answer", "unhashable type: 'list'", "errors"),
+        ("parsed", "Verdict.extra['parsed'] is 'yes', no bool", "errors"),
+        ("text", "TypeError", "errors"),
+        ("recurse", "RecursionError", "errors"),
+        ("desert", "died (exit status 0)", "crashes"),
         ("extra", "returned 2 verdicts for 1 completions", "errors"),
         ("unpicklable", "unpicklable verdict", "errors"),
         ("sysexit", "SystemExit", "errors"),
@@ -105,6 +131,71 @@ def test_one_bad_completion_costs_one_verdict(pool, judges, command, error, kind
     assert error in verdicts[2].extra["error"]
     changes = {k: v - before[k] for k, v in vars(pool.stats).items() if v != before[k]}
     assert changes == {"judged": 6, kind: 1}
+
+
+def test_zero_none_and_nan_are_three_things(pool, judges):
+    """A judgement, a judge that does not know, and a judge that is broken."""
+    verdicts = pool.judge(judges.obey, prompts(3), ["zero", "unjudged", "nan"])
+    assert [v.reward for v in verdicts] == [0.0, None, None]
+    assert [v.success for v in verdicts] == [False, None, None]
+    assert ["error" in v.extra for v in verdicts] == [False, False, True]
+
+
+def test_numpy_s_numbers_become_python_s(pool, judges):
+    (verdict,) = pool.judge(judges.obey, prompts(1), ["numpy"])
+    assert (verdict.reward, verdict.success) == (0.5, True)
+    assert type(verdict.reward) is float and type(verdict.success) is bool
+
+
+def test_a_warning_names_the_judge_what_happened_and_how_often(pool, judges, caplog):
+    pool.judge(judges.obey, prompts(4), ["raise first", "fine", "exit", "unjudged"])
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "judge pool_judges.obey: 2 of 4 completions could not be judged (1 crashes, "
+        "1 errors); the first: the judge's process died (exit status 3)"
+    ) or record.getMessage() == (
+        "judge pool_judges.obey: 2 of 4 completions could not be judged (1 errors, "
+        "1 crashes); the first: RuntimeError: first"
+    )
+    caplog.clear()
+    pool.judge(judges.obey, prompts(2), ["fine", "unjudged"])
+    assert not caplog.records
+
+
+def test_a_judge_that_forks_is_heard_once(pool, judges):
+    """Both processes return; the fork's verdicts must not become the next batch's."""
+    for _ in range(3):
+        verdicts = pool.judge(judges.obey, prompts(2), ["fork", "fork"])
+        assert all(v.reward and v.reward > 1 for v in verdicts)
+        verdicts = pool.judge(judges.obey, prompts(4), ["fine", "zero"] * 2)
+        assert [v.reward for v in verdicts] == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_garbage_on_all_channels_is_no_verdict(pool, judges):
+    verdicts = pool.judge(judges.obey, prompts(4), ["garbage", "fine"] * 2)
+    assert [v.reward for v in verdicts] == [1.0] * 4
+
+
+def test_a_judge_that_allocates_without_end_is_killed(judges, monkeypatch):
+    monkeypatch.setattr(pool_module, "_machine_memory", lambda: 2**30)
+    with JudgePool(1, timeout=60, chunk_size=1) as pool:
+        verdicts = pool.judge(judges.obey, prompts(3), ["fine", "swell", "fine"])
+        assert [v.reward for v in verdicts] == [1.0, None, 1.0]
+        assert "the judge's process took" in verdicts[1].extra["error"]
+        assert pool.stats.crashes == 1
+
+
+def test_no_zombie_and_no_child_is_left(judges, tmp_path):
+    before = set(children())
+    with JudgePool(2, timeout=2.0, chunk_size=1) as pool:
+        completions = ["exit", "hang", f"breed {tmp_path / 'pid'}", "desert", "fine"]
+        verdicts = pool.judge(judges.obey, prompts(5), completions)
+        assert [v.reward for v in verdicts] == [None, None, 1.0, None, 1.0]
+        assert (
+            len({*children()} - before) == 2
+        )  # the workers; those that ended were waited for
+    assert {*children()} <= before
+    assert eventually(lambda: not alive(int((tmp_path / "pid").read_text())))
 
 
 def test_workers_import_no_jax_and_judge_in_their_main_thread(pool, judges):

@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from jaxrl_post import tasks
 from jaxrl_post.errors import InputError
 from jaxrl_post.tasks.base import Row, RowsTask
-from jaxrl_post.tasks.lookup import resolve
+from jaxrl_post.tasks.lookup import check_types, resolve
 
 MODULE = """
 from jaxrl_post.tasks import Row, RowsTask
@@ -96,3 +99,37 @@ def test_a_reward_function_takes_the_place_of_the_judge(tmp_path, reward, expect
 
 def test_rows_task_is_exported():
     assert (tasks.Row, tasks.RowsTask) == (Row, RowsTask)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fits"),
+    [
+        (3, int, True),
+        (np.int64(3), int, True),
+        (True, int, False),
+        (3.0, int, False),
+        (3, float, True),
+        (np.float32(3), float, True),
+        ("3", float, False),
+        (None, int | None, True),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        (range(3), Sequence[int], True),
+        ([1, "a"], Sequence[int], False),
+        ("abc", Sequence[str], False),
+        ("abc", str | Sequence[str], True),
+        ({}, Mapping[str, Any], True),
+        ([], Mapping[str, Any], False),
+        (3, Callable[..., Any] | None, True),  # what no config can write
+    ],
+)
+def test_types_that_options_declare(value, hint, fits):
+    def load(option):
+        pass
+
+    load.__annotations__ = {"option": hint}
+    if fits:
+        check_types(load, {"option": value}, "task")
+    else:
+        with pytest.raises(InputError, match=r"task\.option=.*: expected "):
+            check_types(load, {"option": value}, "task")

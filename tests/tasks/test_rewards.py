@@ -98,7 +98,7 @@ def test_zero_none_and_nan_are_three_things():
     zero, none = judge(make_prompts(), ["0", ""])
     assert (zero.reward, zero.success) == (0.0, False)
     assert (none.reward, none.success) == (None, None)
-    with pytest.raises(ValueError, match="Verdict.reward is nan"):
+    with pytest.raises(ValueError, match="returned nan as a reward"):
         judge(make_prompts(1), ["nan"])
     with JudgePool(0) as pool:
         verdicts = pool.judge(judge, make_prompts(3), ["0", "", "nan"])

@@ -191,7 +191,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="folder '.*gone.jsonl'; name the place"):
         tasks.load("rows", source=str(tmp_path / "gone.jsonl"))
     source = write(tmp_path / "e.jsonl", [{"prompt": 3, "answer": "1"}])
-    with pytest.raises(InputError, match="text or a list of messages, got 3"):
+    with pytest.raises(InputError, match="text or a list of messages, .*got 3"):
         tasks.load("rows", source=source)
     (tmp_path / "f.jsonl").write_text('{"prompt": "p"}\n{"prompt":\n')
     with pytest.raises(InputError, match="f.jsonl, line 2"):

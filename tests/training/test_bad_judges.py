@@ -1,0 +1,39 @@
+"""A run whose judge hangs, dies, raises and returns what is no verdict goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from jaxrl_post import training
+from jaxrl_post.training.metrics import read_metrics
+
+
+def test_a_run_goes_on_whatever_its_judge_does(tiny_config, caplog):
+    config = tiny_config(
+        task={"name": "bad_judge_task:load", "judge_timeout": 2.0},
+        training={"steps": 2, "prompts_per_step": 8},
+        evaluation={"held": {"rows": 4, "samples": 4, "split": "test"}},
+    )
+    result = training.run(config)
+    assert result.last_row["step"] == 2
+    rows = read_metrics(result.dir)
+    for row in rows[1:]:
+        assert 0 < row["reward/unjudged"] < 1
+        assert all(math.isfinite(row[key]) for key in ("loss", "reward/mean"))
+    assert all(0 <= row["eval/held/unjudged"] < 1 for row in (rows[0], rows[-1]))
+
+    written = [
+        json.loads(line)
+        for path in sorted(Path(result.dir, "completions").glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    errors = [row["extra"].get("error") for row in written]
+    rewards = [row["reward"] for row in written]
+    assert {reward for reward in rewards if reward is not None} == {0.0, 1.0}
+    assert all(r is None for r, e in zip(rewards, errors, strict=True) if e)
+    told = " ".join(error for error in errors if error)
+    assert "died" in told and "reward is nan" in told
+    messages = [r.getMessage() for r in caplog.records]
+    assert any(m.startswith("judge bad_judge_task.judge: ") for m in messages)
