@@ -12,6 +12,7 @@ from jaxrl_post.recipes.compose import with_information, with_injection
 from jaxrl_post.recipes.grpo import PRESETS as GRPO_PRESETS
 from jaxrl_post.recipes.grpo import grpo
 from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.recipes.reprompt import Reprompt
 from jaxrl_post.recipes.sdpo import pgpo, sdpo
 from jaxrl_post.reduction import MODES
 from jaxrl_post.tasks.lookup import check_types, resolve
@@ -30,6 +31,12 @@ _PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "grpo": GRPO_PRESETS,
     **mixed.PRESETS,
 }
+_FORWARDS: Mapping[str, tuple[Callable[..., Any], ...]] = {
+    "sdpo": (Reprompt,),
+    "pgpo": (sdpo, Reprompt),
+    **dict.fromkeys(("hapo", "luffy", "srft", "replace_sft"), (grpo,)),
+}
+"""To whom a recipe hands the arguments on that are not its own."""
 _LAYERS: Mapping[str, Callable[..., Recipe]] = {
     "injection": lambda recipe, fields: with_injection(recipe, fields),
     "information": lambda recipe, fields: with_information(recipe, **fields),
@@ -67,7 +74,7 @@ def make(name: str, **arguments: Any) -> Recipe:
         factory = _RECIPES[name]
     else:
         raise InputError(f"recipe.name={name!r}: {nearest(name, _RECIPES)}")
-    known = inspect.signature(factory).parameters
+    known = dict(inspect.signature(factory).parameters)
     layers = {k: arguments.pop(k) for k in _LAYERS if k in arguments and k not in known}
     if "preset" in arguments and "preset" not in known:
         preset = arguments.pop("preset")
@@ -77,7 +84,9 @@ def make(name: str, **arguments: Any) -> Recipe:
                 f"recipe.preset={preset!r}: {nearest(str(preset), choices)}"
             )
         arguments = {**choices[preset], **arguments}
-    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    takers = (factory, *_FORWARDS.get(name, ()))
+    known = {k: p for f in takers for k, p in inspect.signature(f).parameters.items()}
+    free = name not in _RECIPES and any(p.kind is p.VAR_KEYWORD for p in known.values())
     if not free and (unknown := [key for key in arguments if key not in known]):
         problems = "; ".join(f"recipe.{k}: {nearest(k, known)}" for k in unknown)
         raise InputError(f"Recipe {name!r} has no such argument: {problems}")

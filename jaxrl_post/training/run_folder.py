@@ -54,9 +54,12 @@ def owned(run_dir: Path) -> Iterator[None]:
     The system lets go of a lock when its process ends, however it ends, so there is
     none to clean up after a crash.
 
+    Where bad input ends a run before it has begun, what was made here is removed.
+
     Raises:
       InputError: the folder cannot be written to, or another process trains in it.
     """
+    new = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = open(run_dir / _LOCK, "a+", encoding="utf-8")
@@ -77,7 +80,15 @@ def owned(run_dir: Path) -> Iterator[None]:
         lock.truncate()
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        try:
+            yield
+        except InputError:
+            if [path.name for path in run_dir.iterdir()] == [_LOCK]:
+                (run_dir / _LOCK).unlink()
+                with suppress(OSError):  # not empty: somebody else's by now
+                    for path in new:
+                        path.rmdir()
+            raise
 
 
 def check_unchanged(

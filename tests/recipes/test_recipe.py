@@ -26,14 +26,14 @@ def test_unused_terms_are_left_out():
         ("grop", {}, "did you mean 'grpo'"),
         ("grpo", {"clip_hihg": 1.0}, "did you mean 'clip_high'"),
         ("grpo", {"preset": "velr"}, "did you mean 'verl'"),
-        ("grpo", {"importance": "words"}, "token, sequence, clipped"),
+        ("grpo", {"importance": "words"}, "'token' or 'sequence' or 'clipped'"),
         ("grpo", {"importance": "sequence", "dual_clip": 3.0}, "dual_clip=3.0"),
         ("grpo", {"reduction": "constant"}, "need max_length"),
         ("no_such_module:recipe", {}, "no_such_module"),
         ("pgpo", {"adapt": {"tarket": 1.5}}, "adapt.tarket: did you mean 'target'"),
         ("pgpo", {"adapt": {"target": 3.0}}, "above its target"),
         ("pgpo", {"adapt": 1.5}, "a mapping of target, quantile, rate"),
-        ("pgpo", {"weights": "tokens"}, "none, sequence, token"),
+        ("pgpo", {"weights": "tokens"}, "'none' or 'sequence' or 'token'"),
     ],
 )
 def test_bad_recipes_say_what_is_wrong(name, arguments, message):
