@@ -73,7 +73,7 @@ def fuzz(
         number = executions if only is None else only
         data = target.make(Random(f"{name} {seed} {number}"))
         # What never returns to Python is ended by force.
-        faulthandler.dump_traceback_later(20 * HANG, exit=True)
+        faulthandler.dump_traceback_later(20 * HANG, exit=True, file=sys.__stderr__)
         signal.setitimer(signal.ITIMER_PROF, HANG)
         try:
             target.run(data, folder)

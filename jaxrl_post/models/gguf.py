@@ -102,12 +102,16 @@ class GGUFFile:
     def problems(self) -> list[str]:
         from gguf.quants import dequantize
 
-        samples = {t.tensor_type: t.data[:1] for t in self._tensors.values()}
+        # of a vector all, of which a part is no whole block
+        samples = {
+            t.tensor_type: t.data[:1] if t.data.ndim > 1 else t.data
+            for t in self._tensors.values()
+        }
         unreadable = set()
         for kind, sample in samples.items():
             try:
                 dequantize(sample, kind)
-            except NotImplementedError:
+            except (NotImplementedError, ValueError):
                 unreadable.add(kind)
         return [
             f"type {t.tensor_type.name} of {name} cannot be de-quantised"
@@ -119,6 +123,8 @@ class GGUFFile:
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
+        if tensor.data.ndim == 1:
+            return dequantize(tensor.data, tensor.tensor_type)[index]
         rows = dequantize(tensor.data[index[0]], tensor.tensor_type)
         # llama.cpp's converter reorders the rows of query and key heads for its
         # interleaved rotation, of the llama architecture only

@@ -82,9 +82,11 @@ class _Header:
 
         sizes = {int(k): size for k, size in GGML_QUANT_SIZES.items()}
         name = self._text().decode(errors="replace")
-        if (axes := self._number("I")) > _MOST_AXES:
-            raise ValueError(f"tensor {name} has {axes} axes, more than {_MOST_AXES}")
+        if not 1 <= (axes := self._number("I")) <= _MOST_AXES:
+            raise ValueError(f"tensor {name} has {axes} axes, not 1 to {_MOST_AXES}")
         shape = [self._number("Q") for _ in range(axes)]
+        if 0 in shape:
+            raise ValueError(f"tensor {name} is empty")
         kind, offset = self._number("I"), self._number("Q")
         if kind not in sizes:
             raise ValueError(f"tensor {name} has the unknown type {kind}")

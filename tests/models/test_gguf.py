@@ -92,6 +92,30 @@ def test_types(kind, tmp_path):
     assert 0 < error < 0.15  # it was quantised, and not into noise
 
 
+def test_a_vector_in_bfloat16(tmp_path):
+    """Other writers than llama.cpp's quantise norms too."""
+    name = "model.norm.weight"
+    write("qwen2", tmp_path / "m.gguf", Type.F32, leave_out=name)
+    vector = load_file(GOLDENS / "qwen2" / "model.safetensors")[name]
+    rewritten = gguf.GGUFReader(tmp_path / "m.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "n.gguf", "qwen2")
+    for key, field in rewritten.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, field.contents(), field.types[0])
+    for t in rewritten.tensors:
+        writer.add_tensor(t.name, t.data)
+    writer.add_tensor(
+        "output_norm.weight", quantize(vector, Type.BF16), raw_dtype=Type.BF16
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    _, params, _ = models.load(tmp_path / "n.gguf")
+    rounded = dequantize(quantize(vector, Type.BF16), Type.BF16)
+    np.testing.assert_array_equal(params["final_norm"]["scale"], rounded)
+
+
 def test_missing_tensors_are_listed(tmp_path):
     write("llama", tmp_path / "m.gguf", Type.F32, "model.norm.weight")
     with pytest.raises(InputError, match="missing: model.norm.weight"):

@@ -164,7 +164,9 @@ def header(tensors=(), values=(), counts=None) -> bytes:
         (header([tensor([2**32, 2**32])]), "ends at byte"),  # 0 in 64 bits
         (header([tensor([1], offset=2**63)]), "ends at byte"),
         (header([tensor([1], kind=77)]), "has the unknown type 77"),
-        (header([tensor([1] * 5)]), "has 5 axes, more than 4"),
+        (header([tensor([1] * 5)]), "has 5 axes, not 1 to 4"),
+        (header([tensor([])]), "has 0 axes, not 1 to 4"),
+        (header([tensor([8, 0])]), "is empty"),
     ],
 )
 def test_a_gguf_header_stays_within_its_file(tmp_path, data, words):
