@@ -9,32 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_runs import StopAfter, assert_same_state, lasting
 
 from jaxrl_post import models, training
 from jaxrl_post.errors import InputError
 from jaxrl_post.training.checkpoints import load_policy
 from jaxrl_post.training.metrics import read_metrics
-from jaxrl_post.training.progress import Progress
-
-
-def lasting(rows):
-    """Rows without what may differ between two identical runs."""
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("time/", "throughput/"))}
-        for row in rows
-    ]
-
-
-class StopAfter(Progress):
-    """Sends this process a signal when a step has been shown."""
-
-    step = 2
-    signum = signal.SIGINT
-
-    def update(self, step, row):
-        super().update(step, row)
-        if step == self.step:
-            signal.raise_signal(self.signum)
 
 
 def test_run_resumes_to_the_same_end(tiny_config, tmp_path):
@@ -53,12 +33,7 @@ def test_run_resumes_to_the_same_end(tiny_config, tmp_path):
     rows = read_metrics(tmp_path / "whole")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert lasting(read_metrics(tmp_path / "cut")) == lasting(rows)
-    for a, b in zip(
-        jax.tree.leaves(result.state.replace(rng=0)),
-        jax.tree.leaves(resumed.state.replace(rng=0)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    assert_same_state(result.state, resumed.state)
     check_folder(tmp_path / "whole", rows, result)
     check_second_run_does_nothing(whole)
     check_changed_config_is_refused(whole, tiny_config)
