@@ -20,7 +20,7 @@ from jaxrl_post.tasks import Task
 from jaxrl_post.training import faults, run_folder
 from jaxrl_post.training.checkpoints import Checkpoints
 from jaxrl_post.training.config import Config
-from jaxrl_post.training.evaluation import Evaluator
+from jaxrl_post.training.evaluation import Evaluator, open_tasks
 from jaxrl_post.training.interruption import Interrupted as Interrupted
 from jaxrl_post.training.interruption import Signals, StepGivenUp, signals
 from jaxrl_post.training.metrics import MetricsWriter, replace_text
@@ -97,6 +97,7 @@ class _Run:
         self.config, self.stages, self.dir = config, stages, run_dir
         # What costs nothing is opened first: a wrong name shows before weights load.
         tasks = [_open_task(stage) for stage in stages]
+        measured = open_tasks(config)
         meshes = [open_mesh(stage.config) for stage in stages]
         mesh = meshes[0]
         self.policy, self.params, self.tokenizer = open_model(config, mesh)
@@ -104,7 +105,9 @@ class _Run:
             Trainer(stage, task, self.policy, self.tokenizer, pool, mesh, run_dir)
             for stage, task in zip(stages, tasks, strict=True)
         ]
-        self.evaluator = Evaluator(config, self.policy, self.tokenizer, pool, mesh=mesh)
+        self.evaluator = Evaluator(
+            config, self.policy, self.tokenizer, pool, mesh=mesh, tasks=measured
+        )
         self.checkpoints = Checkpoints(
             run_dir,
             keep=config.training.keep_checkpoints,
