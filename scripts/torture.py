@@ -41,11 +41,11 @@ CONFIG: Mapping[str, Any] = {
     },
     "optimizer": {"learning_rate": 3e-4},
     "training": {
-        "steps": 12,
+        "steps": 8,
         "prompts_per_step": 4,
         "group_size": 4,
         "updates_per_step": 2,
-        "evaluate_every": 5,
+        "evaluate_every": 3,
         "checkpoint_every": 1,
     },
     "sampling": {"max_new_tokens": 16},
@@ -131,13 +131,13 @@ class _Runner:
             wait = random_.uniform(0, seconds)
         elif instant == "training":
             while _size(run_dir / "metrics.jsonl") == rows and not over():
-                time.sleep(0.002)
+                time.sleep(0.004)
             wait = random_.uniform(0, seconds / 4)
         else:
             seen: set[Path] = set()
             while len(seen) < writes and not over():
                 seen |= set(_unfinished(run_dir))
-                time.sleep(0.001)
+                time.sleep(0.004)
             wait = random_.choice((0.0, random_.uniform(0, 0.05)))
         end = time.perf_counter() + wait
         while time.perf_counter() < end and not over():

@@ -65,7 +65,6 @@ class Checkpoints:
                 preservation_policy=_Preservation(keep, self._scores),
                 enable_async_checkpointing=True,
                 create=not read_only,
-                read_only=read_only,
                 # What a killed process left of a checkpoint that it was writing.
                 cleanup_tmp_directories=not read_only,
             ),
