@@ -134,9 +134,11 @@ class _Runner:
                 time.sleep(0.004)
             wait = random_.uniform(0, seconds / 4)
         else:
+            left = set(_unfinished(run_dir))  # by the process that was killed before
             seen: set[Path] = set()
             while len(seen) < writes and not over():
-                seen |= set(_unfinished(run_dir))
+                left &= (now := set(_unfinished(run_dir)))
+                seen |= now - left
                 time.sleep(0.004)
             wait = random_.choice((0.0, random_.uniform(0, 0.05)))
         end = time.perf_counter() + wait

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -341,7 +342,11 @@ def _unflatten(like: TrainState, leaves: dict[str, Any]) -> TrainState:
         if not leaf.size:
             return leaf
         value = leaves[jax.tree_util.keystr(path)]
-        return np.asarray(value).view(np.float64) if _is_double(leaf) else value
+        if _is_double(leaf):
+            return np.asarray(value).view(np.float64)
+        # Orbax commits arrays to their device. Programs of committed arrays are others
+        # than those that the run was begun with, to compile and to trust.
+        return value if leaf.committed else jnp.array(np.asarray(value))
 
     state = jax.tree_util.tree_map_with_path(
         restored, like.replace(rng=jax.random.key_data(like.rng))

@@ -39,6 +39,8 @@ def test_a_state_comes_back_whole(tmp_path):
     chex.assert_trees_all_equal(
         restored.replace(rng=0), state.replace(rng=0), strict=True
     )
+    # Else a run that resumes would compile all of its programs anew.
+    assert not any(leaf.committed for leaf in jax.tree.leaves(restored))
     assert int(checkpoints.restore(make_state(), step=2).cursor) == 32
     with pytest.raises(Exception, match="1"):
         checkpoints.restore(make_state(), step=1)  # only the last two stay
@@ -60,10 +62,15 @@ def test_every_mismatch_is_listed(tmp_path):
     assert "run.dir" in message
 
 
+def large_state():
+    """Noise enough that the largest file of a checkpoint is that of an array."""
+    return make_state(w=jax.random.normal(jax.random.key(0), (64, 64)))
+
+
 def saved_states(folder, steps, **options):
     checkpoints = Checkpoints(folder, **options)
     for step, score in steps.items():
-        state = make_state().replace(step=jnp.asarray(step))
+        state = large_state().replace(step=jnp.asarray(step))
         checkpoints.save(state, {"eval/held/avg@2": score})
     checkpoints.close()
     return folder / FOLDER
@@ -101,7 +108,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, damage)
     DAMAGES[damage](folder / "3")
     reports = []
     checkpoints = Checkpoints(tmp_path, keep=3)
-    state = checkpoints.resume(lambda step: make_state(), reports.append)
+    state = checkpoints.resume(lambda step: large_state(), reports.append)
     assert int(state.step) == 2
     (report,) = reports
     assert str(folder / "3") in report and "damaged" in report
@@ -109,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, damage)
     checkpoints.save(state.replace(step=jnp.asarray(3)))  # done again
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
-    assert int(checkpoints.resume(lambda step: make_state()).step) == 3
+    assert int(checkpoints.resume(lambda step: large_state()).step) == 3
     checkpoints.close()
 
 
@@ -119,7 +126,7 @@ def test_nothing_is_begun_again_where_all_checkpoints_are_damaged(tmp_path):
         (folder / step / "_CHECKPOINT_METADATA").unlink()
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(InputError, match=r"none of the checkpoints \[1, 2\] is whole"):
-        checkpoints.resume(lambda step: make_state(), lambda line: None)
+        checkpoints.resume(lambda step: large_state(), lambda line: None)
     checkpoints.close()
     assert {"1", "2"} <= {path.name for path in folder.iterdir()}
 
@@ -129,7 +136,7 @@ def test_what_a_killed_process_left_unfinished_is_no_checkpoint(tmp_path):
     (folder / "2.orbax-checkpoint-tmp").mkdir()
     (folder / "2.orbax-checkpoint-tmp" / "_CHECKPOINT_METADATA").write_text("{}")
     checkpoints = Checkpoints(tmp_path)
-    assert int(checkpoints.resume(lambda step: make_state()).step) == 1
+    assert int(checkpoints.resume(lambda step: large_state()).step) == 1
     checkpoints.close()
     assert [path.name for path in folder.iterdir()] == ["1"]
 
