@@ -130,15 +130,18 @@ class _Runner:
         if instant == "anywhere":
             wait = random_.uniform(0, seconds)
         elif instant == "training":
-            while _size(run_dir / "metrics.jsonl") == rows and not over():
+            # It shrinks first: rows of steps that will be done again are dropped.
+            while (now := _size(run_dir / "metrics.jsonl")) <= rows and not over():
+                rows = min(rows, now)
                 time.sleep(0.004)
             wait = random_.uniform(0, seconds / 4)
         else:
             left = set(_unfinished(run_dir))  # by the process that was killed before
             seen: set[Path] = set()
             while len(seen) < writes and not over():
-                left &= (now := set(_unfinished(run_dir)))
-                seen |= now - left
+                present = set(_unfinished(run_dir))
+                left &= present
+                seen |= present - left
                 time.sleep(0.004)
             wait = random_.choice((0.0, random_.uniform(0, 0.05)))
         end = time.perf_counter() + wait
