@@ -159,7 +159,7 @@ def evaluate_run(config: Config, run_dir: Path | None = None) -> dict[str, float
     from jaxrl_post.training.checkpoints import load_policy
 
     tasks = open_tasks(config)  # first: a wrong name shows before weights load
-    mesh = open_mesh(config)
+    mesh = open_mesh(config, trains=False)
     if run_dir is None:
         policy, params, tokenizer = open_model(config, mesh)
     else:

@@ -16,8 +16,12 @@ from jaxrl_post.sharding import batch_shards, make_mesh
 from jaxrl_post.training.config import Config
 
 
-def open_mesh(config: Config) -> jax.sharding.Mesh | None:
+def open_mesh(config: Config, *, trains: bool = True) -> jax.sharding.Mesh | None:
     """The mesh that the config asks for; None for one device, which needs none.
+
+    Args:
+      config: its section `mesh`, and the groups that are to be shared out.
+      trains: whether there will be updates; an evaluation has none.
 
     Raises:
       InputError: the devices, or the groups of an update, do not divide by it.
@@ -31,7 +35,7 @@ def open_mesh(config: Config) -> jax.sharding.Mesh | None:
         raise InputError(str(error)) from error
     training, shards = config.training, batch_shards(mesh)
     groups = training.prompts_per_step // training.updates_per_step
-    if groups % shards:
+    if trains and groups % shards:
         raise InputError(
             f"training.prompts_per_step={training.prompts_per_step} gives {groups} "
             f"groups to an update; {shards} shards (mesh.data x mesh.fsdp) cannot "

@@ -418,10 +418,14 @@ def test_a_recipe_without_rollouts_has_no_gate():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("hapo", {"treshold": 0.8}, "'hapo': .*treshold"),
+        ("hapo", {"treshold": 0.8}, "recipe.treshold: did you mean 'threshold'"),
         ("hapo", {"threshold": 1.2}, "threshold.start=1.2"),
         ("hapo", {"threshold": {"kind": "anealed"}}, "threshold.kind='anealed'"),
-        ("hapo", {"gate": "median"}, "gate='median'; it is one of mean, thompson"),
+        (
+            "hapo",
+            {"gate": "median"},
+            "recipe.gate='median': expected 'mean' or 'thompson'",
+        ),
         ("hapo", {"tie": "last"}, "tie='last'"),
         ("hapo", {"teacher_weight": "one"}, "teacher_weight='one'"),
         ("hapo", {"posterior_discount": 1.5}, "posterior_discount is 1.5"),
