@@ -6,7 +6,7 @@ UV_COMPILE = .venv/bin/uv pip compile --quiet --upgrade --no-emit-index-url \
 
 help:
 	@echo "make setup       make .venv from the lock (PYTHON=... picks the interpreter)"
-	@echo "make quickstart  train the embedded model: two to four minutes on two cores"
+	@echo "make quickstart  train the embedded model: one to two minutes on two cores"
 	@echo "make test        the tests"
 	@echo "make test-all    lint, types, the newest jax, the wheel and all tests"
 	@echo "make format      sort imports and lay out the code"
