@@ -13,7 +13,7 @@ from jaxrl_post import losses
 from jaxrl_post.advantages import group_relative
 from jaxrl_post.losses import presets
 from jaxrl_post.numerics import check_choice, check_number
-from jaxrl_post.recipes.batch import Batch, own_tokens
+from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.recipe import Recipe, Scores, Term, Views, weighted
 from jaxrl_post.recipes.transforms import DynamicSampling, OverlongPenalty
 
@@ -205,10 +205,9 @@ def ratio_metrics(scores: Scores, batch: Batch) -> Scores:
 
 def _policy_gradient(scores, batch, *, kind, clips, correction):
     logps, old = scores["logps"], old_logps(scores, batch)
-    own = own_tokens(batch)  # a demonstration's beginning has no ratio
     if kind == "sequence":
         loss = losses.sequence_policy_gradient(
-            logps, old, batch.advantages, own, **clips
+            logps, old, batch.advantages, batch.loss_mask, **clips
         )
     elif kind == "clipped":
         loss = losses.clipped_importance_policy_gradient(
@@ -217,7 +216,7 @@ def _policy_gradient(scores, batch, *, kind, clips, correction):
     else:
         loss = losses.clipped_policy_gradient(logps, old, batch.advantages, **clips)
     if correction is not None:
-        loss = loss * correction(old, batch.sampler_logps, own)
+        loss = loss * correction(old, batch.sampler_logps, batch.loss_mask)
     return loss
 
 

@@ -142,9 +142,12 @@ class Collector:
                 seed = np.random.SeedSequence(
                     (self._config.run.seed, moment.step, round_)
                 )
+                start = time.perf_counter()
+                given = self._demonstrate(params, of_round, groups, moment)
+                times["time/generate"] += time.perf_counter() - start
                 groups = replace(
                     groups,
-                    demonstrations=self._demonstrate(params, of_round, groups, moment),
+                    demonstrations=given,
                     posterior=posteriors.before(groups.prompts.ids),
                     progress=moment.progress,
                     seed=int(seed.generate_state(1)[0]),
