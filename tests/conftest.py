@@ -15,11 +15,17 @@ import pytest
 # Compiled programs are kept between runs, for each user apart.
 _CACHE = Path(tempfile.gettempdir(), f"jaxrl_post-tests-{os.getuid()}")
 
+# XLA runs the devices' programs in a pool of as many threads as there are cores, and a
+# device that waits for the others holds one: with fewer threads than devices they can
+# wait for each other for ever, which aborts the process after 40 seconds.
+_THREADS = "32"
+
 # Half the time to compile; the HLO, hence figures of memory and FLOPs, stays the same.
 _XLA_FLAGS = "--xla_backend_optimization_level=0"
 
 os.environ.update(
     JAX_PLATFORMS="cpu",
+    NPROC=_THREADS,
     XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS}".strip(),
     JAX_NUMPY_RANK_PROMOTION="raise",
     JAX_COMPILATION_CACHE_DIR=str(_CACHE),
