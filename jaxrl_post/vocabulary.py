@@ -86,67 +86,128 @@ def map_logits(
     Raises:
       ValueError: shapes disagree, or do not divide over the mesh.
     """
-    hiddens = hidden if isinstance(hidden, (tuple, list)) else (hidden,)
-    weights = unembedding if isinstance(unembedding, (tuple, list)) else (unembedding,)
-    if len(weights) == 1:
-        weights = tuple(weights) * len(hiddens)
-    _check_shapes(hiddens, weights, per_token, mask)
-    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
-    rows = weights[0].shape[0]
-    if vocab_size is not None and not 1 <= vocab_size <= rows:
-        raise ValueError(f"vocab_size is {vocab_size}; unembedding has {rows} rows.")
-
-    sizes = auto_axes(mesh)
-    batch_axes = tuple(axis for axis in batch_axes if sizes.get(axis, 1) > 1)
-    axis_name = vocab_axis if sizes.get(vocab_axis, 1) > 1 else None
-    _check_divides("tokens' leading axis", hiddens[0].shape[0], batch_axes, sizes)
-    _check_divides("unembedding's rows", rows, (axis_name,) if axis_name else (), sizes)
-
-    masters = tuple(
-        w.astype(_logits_dtype(h, w)) for h, w in zip(hiddens, weights, strict=True)
-    )
-    weights = tuple(
-        lax.stop_gradient(w).astype(_product_dtype(h, w))
-        for h, w in zip(hiddens, weights, strict=True)
-    )
-    make_logits = functools.partial(
-        _make_logits, softcap=softcap, vocab_size=vocab_size, axis_name=axis_name
+    walk = _Walk(
+        hidden,
+        unembedding,
+        *per_token,
+        mask=mask,
+        temperature=temperature,
+        softcap=softcap,
+        chunk_size=chunk_size,
+        vocab_size=vocab_size,
+        mesh=mesh,
+        batch_axes=batch_axes,
+        vocab_axis=vocab_axis,
     )
 
     def on_device(hiddens, weights, masters, per_token, mask, temperature):
-        # Tell JAX before the loop that every device uses the weights for tokens of its
-        # own: their gradients are then added up once, after the loop, in float32.
-        weights, masters = lax.pcast((weights, masters), batch_axes, to="varying")
-
-        def on_chunk(tokens):
+        def step(carry, tokens):
             hiddens, per_token, mask = tokens
-            logits = (
-                make_logits(h, w, m, mask, temperature)
-                for h, w, m in zip(hiddens, weights, masters, strict=True)
-            )
+            logits = walk.logits(hiddens, weights, masters, mask, temperature)
             result = fn(*logits, *_sanitise(mask, per_token))
             _check_result(result, hiddens[0].shape[0])
-            return _sanitise(mask, result)
+            return carry, _sanitise(mask, result)
 
-        size = chunk_size or _default_chunk_size(weights[0].shape[0])
-        return _map_chunks(on_chunk, (hiddens, per_token, mask), size)
+        tokens = (hiddens, per_token, mask)
+        return _over_chunks(step, (), tokens, walk.chunk_size, remat=True)[1]
 
-    if mask is not None:
-        mask = mask.astype(bool)
-    args = (tuple(hiddens), weights, masters, per_token, mask, jnp.asarray(temperature))
-    if not batch_axes and axis_name is None:
-        return on_device(*args)
-    tokens, vocabulary = P(batch_axes), P(axis_name)
-    return jax.shard_map(
-        on_device,
-        mesh=mesh,
-        axis_names=frozenset(sizes),
-        in_specs=(tokens, vocabulary, vocabulary, tokens, tokens, P()),
-        out_specs=tokens,
-    )(*args)
+    return walk.run(on_device)
+
+
+def sum_logits(
+    fn: Callable[..., Any],
+    hidden: jax.Array | Sequence[jax.Array],
+    unembedding: jax.Array | Sequence[jax.Array],
+    *per_token: Any,
+    **options: Any,
+) -> tuple[jax.Array, Any]:
+    """The sum of a loss over all tokens, its gradient formed where its logits are.
+
+    A token's part in the gradient of a sum is known as soon as its logits are. So both
+    gradients are made in the forward pass, and no logits are computed again on the way
+    back, as in `map_logits`: that takes three products with the unembedding instead of
+    four, and one instead of two for each model that is not trained. In exchange the
+    gradient of `unembedding` exists from then on, and what `fn` returns beside the loss
+    carries none.
+
+    >>> hidden = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> unembedding = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> def loss(logits, ids, weights):
+    ...     logps = logits.log_probs(ids)
+    ...     return -weights * logps, {"logps": logps}
+    >>> ids, weights = jnp.array([0, 2]), jnp.array([0.5, 0.5])
+    >>> total, scores = sum_logits(loss, hidden, unembedding, ids, weights)
+    >>> print(total.round(3), scores["logps"].round(3))
+    1.051 [-0.551 -1.551]
+
+    Args:
+      fn: as in `map_logits`, but it returns a pair: the loss `[n]` of each token, all
+        weights and denominators included, and a pytree of arrays `[n, ...]`.
+      hidden, unembedding: as in `map_logits`. Of several models the first is the one
+        that is trained: nothing else gets a gradient.
+      *per_token: as in `map_logits`.
+      **options: the other arguments of `map_logits`.
+
+    Returns:
+      The sum of the loss, at least float32, and the pytree for all tokens.
+
+    Raises:
+      ValueError: as `map_logits`.
+    """
+    walk = _Walk(hidden, unembedding, *per_token, **options)
+
+    def on_chunk(hidden, master, constants, tokens):
+        """The chunk's loss, and its results; the first two arguments are trained."""
+        weights, masters, temperature = constants
+        hiddens, per_token, mask = tokens
+        hiddens, masters = (hidden, *hiddens[1:]), (master, *masters[1:])
+        logits = walk.logits(hiddens, weights, masters, mask, temperature)
+        loss, result = fn(*logits, *_sanitise(mask, per_token))
+        if jnp.shape(loss) != hidden.shape[:1]:
+            raise ValueError(
+                f"sum_logits: fn's loss has shape {jnp.shape(loss)}; it must be "
+                f"[{hidden.shape[0]}]: one number per token."
+            )
+        _check_result(result, hidden.shape[0])
+        return _sanitise(mask, loss).sum(), _sanitise(mask, result)
+
+    @jax.custom_vjp
+    def total_of(hidden, master, constants, tokens):
+        def step(total, chunk):
+            loss, result = on_chunk(chunk[0][0], master, constants, chunk)
+            return total + loss, result
+
+        zero = jnp.zeros_like(hidden, master.dtype, ())
+        return _over_chunks(step, zero, tokens, walk.chunk_size)
+
+    def forward(hidden, master, constants, tokens):
+        gradients_of = jax.value_and_grad(on_chunk, (0, 1), has_aux=True)
+
+        def step(sums, chunk):
+            (loss, result), (to_hidden, to_master) = gradients_of(
+                chunk[0][0], master, constants, chunk
+            )
+            return jax.tree.map(jnp.add, sums, (loss, to_master)), (result, to_hidden)
+
+        zeros = jnp.zeros_like(hidden, master.dtype, ()), jnp.zeros_like(master)
+        sums, (result, to_hidden) = _over_chunks(step, zeros, tokens, walk.chunk_size)
+        total, to_master = sums
+        return (total, result), (to_hidden, to_master)
+
+    def backward(gradients, cotangents):
+        scaled = (cotangents[0].astype(g.dtype) * g for g in gradients)
+        return (*scaled, None, None)
+
+    total_of.defvjp(forward, backward)
+
+    def on_device(hiddens, weights, masters, per_token, mask, temperature):
+        constants = lax.stop_gradient((weights, masters, temperature))
+        tokens = lax.stop_gradient((hiddens, per_token, mask))
+        total, result = total_of(hiddens[0], masters[0], constants, tokens)
+        return total[None], result  # one for each shard of the batch
+
+    totals, result = walk.run(on_device)
+    return totals.sum(), result
 
 
 def logits(
@@ -176,6 +237,98 @@ def logits(
     return _make_logits(
         hidden, weights, master, None, temperature, softcap, vocab_size, None
     ).values
+
+
+class _Walk:
+    """The arguments of a pass, checked, and where it runs."""
+
+    def __init__(
+        self,
+        hidden,
+        unembedding,
+        *per_token,
+        mask=None,
+        temperature=1.0,
+        softcap=None,
+        chunk_size=None,
+        vocab_size=None,
+        mesh=None,
+        batch_axes=BATCH_AXES,
+        vocab_axis=VOCAB_AXIS,
+    ) -> None:
+        several = (tuple, list)
+        hiddens = hidden if isinstance(hidden, several) else (hidden,)
+        weights = unembedding if isinstance(unembedding, several) else (unembedding,)
+        if len(weights) == 1:
+            weights = tuple(weights) * len(hiddens)
+        _check_shapes(hiddens, weights, per_token, mask)
+        traced = isinstance(temperature, jax.core.Tracer)
+        if not traced and not np.asarray(temperature) > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}.")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+        rows = weights[0].shape[0]
+        if vocab_size is not None and not 1 <= vocab_size <= rows:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; unembedding has {rows} rows."
+            )
+
+        sizes = auto_axes(mesh)
+        self._mesh, self._axes = mesh, frozenset(sizes)
+        self._batch_axes = tuple(a for a in batch_axes if sizes.get(a, 1) > 1)
+        self._axis_name = vocab_axis if sizes.get(vocab_axis, 1) > 1 else None
+        split = (self._axis_name,) if self._axis_name else ()
+        lead = hiddens[0].shape[0]
+        _check_divides("tokens' leading axis", lead, self._batch_axes, sizes)
+        _check_divides("unembedding's rows", rows, split, sizes)
+        self.chunk_size = chunk_size or _default_chunk_size(
+            rows // math.prod(sizes[axis] for axis in split)
+        )
+        self._make_logits = functools.partial(
+            _make_logits,
+            softcap=softcap,
+            vocab_size=vocab_size,
+            axis_name=self._axis_name,
+        )
+        pairs = list(zip(hiddens, weights, strict=True))
+        self._arguments = (
+            tuple(hiddens),
+            tuple(lax.stop_gradient(w).astype(_product_dtype(h, w)) for h, w in pairs),
+            tuple(w.astype(_logits_dtype(h, w)) for h, w in pairs),
+            per_token,
+            None if mask is None else mask.astype(bool),
+            jnp.asarray(temperature),
+        )
+
+    def logits(self, hiddens, weights, masters, mask, temperature) -> list[Logits]:
+        """A chunk's, one for each model."""
+        return [
+            self._make_logits(h, w, m, mask, temperature)
+            for h, w, m in zip(hiddens, weights, masters, strict=True)
+        ]
+
+    def run(self, on_device: Callable[..., Any]) -> Any:
+        """`on_device` of the arguments, on every device's own tokens.
+
+        The result has the tokens' leading axis.
+        """
+        if not self._batch_axes and self._axis_name is None:
+            return on_device(*self._arguments)
+
+        def varying(hiddens, weights, masters, *others):
+            # Tell JAX before the loop that every device uses the weights for tokens of
+            # its own: their gradients are added up once, after the loop, in float32.
+            own = lax.pcast((weights, masters), self._batch_axes, to="varying")
+            return on_device(hiddens, *own, *others)
+
+        tokens, vocabulary = P(self._batch_axes), P(self._axis_name)
+        return jax.shard_map(
+            varying,
+            mesh=self._mesh,
+            axis_names=self._axes,
+            in_specs=(tokens, vocabulary, vocabulary, tokens, tokens, P()),
+            out_specs=tokens,
+        )(*self._arguments)
 
 
 def _make_logits(
@@ -223,8 +376,26 @@ def _project_backward(residuals, cotangent):
 _project.defvjp(_project_forward, _project_backward)
 
 
-def _map_chunks(on_chunk: Callable[[Any], Any], tokens: Any, chunk_size: int) -> Any:
-    """`on_chunk(tokens)` for tokens `[..., rest]`, by chunks of `[chunk, rest]`."""
+def _over_chunks(
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    tokens: Any,
+    chunk_size: int,
+    *,
+    remat: bool = False,
+) -> tuple[Any, Any]:
+    """`lax.scan` of `step` over chunks `[chunk, rest]` of tokens `[..., rest]`.
+
+    Args:
+      step: `step(carry, chunk) -> carry, result`, results `[chunk, rest]`.
+      carry: to begin with.
+      tokens: hidden states, `per_token`, and the mask or None.
+      chunk_size: most tokens per chunk.
+      remat: compute chunks again on the way back.
+
+    Returns:
+      The last carry, and the results of all tokens, `[..., rest]`.
+    """
     hiddens, per_token, mask = tokens
     lead = hiddens[0].shape[:-1]
     n = math.prod(lead)
@@ -247,13 +418,15 @@ def _map_chunks(on_chunk: Callable[[Any], Any], tokens: Any, chunk_size: int) ->
 
     tokens = jax.tree.map(flatten, (hiddens, per_token, mask))
     if chunks == 1:
-        result = on_chunk(tokens)
+        carry, result = step(carry, tokens)
     else:
-        # Inside a loop nothing can be merged with the forward pass, so that
-        # prevent_cse's barriers would only get in the compiler's way.
-        on_chunk = jax.checkpoint(on_chunk, prevent_cse=False)
-        result = jax.tree.map(join, lax.map(on_chunk, jax.tree.map(split, tokens)))
-    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), result)
+        if remat:
+            # Inside a loop nothing can be merged with the forward pass, so that
+            # prevent_cse's barriers would only get in the compiler's way.
+            step = jax.checkpoint(step, prevent_cse=False)
+        carry, result = lax.scan(step, carry, jax.tree.map(split, tokens))
+        result = jax.tree.map(join, result)
+    return carry, jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), result)
 
 
 def _default_chunk_size(local_rows: int) -> int:

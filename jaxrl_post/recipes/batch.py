@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +76,32 @@ def demonstrated_tokens(batch: Batch) -> jax.Array:
 def _teacher_mask(batch: Batch) -> jax.Array:
     given = batch.is_teacher
     return jnp.asarray(np.zeros((), bool) if given is None else given)
+
+
+def each_token(batch: Batch) -> tuple[Batch, Callable[[Batch], Batch]]:
+    """The batch token by token, for losses that need no more than that.
+
+    Returns:
+      The batch without its contexts, its arrays spread to ``[B, T]``, among the extras
+      those of shape ``[B]`` and ``[B, T]``; and a function that makes of n tokens of
+      it, arrays ``[n]``, a batch of n sequences of one token.
+    """
+    shape = batch.responses.shape
+    by_shape = (shape, shape[:1])
+    extras = {k: x for k, x in batch.extras.items() if jnp.shape(x) in by_shape}
+    kept = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    kept |= dict.fromkeys(name for name in kept if "context" in name or "index" in name)
+    rows: Batch = Batch(**{**kept, "extras": extras})
+
+    def spread(x):
+        return jnp.broadcast_to(x[:, None] if jnp.ndim(x) == 1 else x, shape)
+
+    def sequences(tokens: Batch) -> Batch:
+        return jax.tree.map(
+            lambda x, whole: x if jnp.ndim(whole) == 1 else x[:, None], tokens, rows
+        )
+
+    return jax.tree.map(spread, rows), sequences
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

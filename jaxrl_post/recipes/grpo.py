@@ -125,6 +125,9 @@ def grpo(
             threshold=truncated_importance,
             level=truncated_importance_level,
         )
+    tokenwise = importance != "sequence" and (
+        correction is None or truncated_importance_level == "token"
+    )
     terms = weighted(
         Term(
             "policy_gradient",
@@ -133,6 +136,7 @@ def grpo(
                 _policy_gradient, kind=importance, clips=clips, correction=correction
             ),
             metrics=ratio_metrics,
+            tokenwise=tokenwise,
             **shared,
         ),
         Term(
@@ -144,6 +148,7 @@ def grpo(
             },
             weight=kl_weight,
             needs=frozenset({"reference"}),
+            tokenwise=True,
             **shared,
         ),
         Term(
@@ -151,6 +156,7 @@ def grpo(
             scores=entropy,
             loss=lambda scores, batch: -scores["entropy"],
             weight=entropy_weight,
+            tokenwise=True,
             **shared,
         ),
     )

@@ -263,6 +263,7 @@ def sft(*, reduction: str = "token_mean", log_entropy: bool = True) -> Recipe:
                     scores["logps"]
                 ),
                 reduction=reduction,
+                tokenwise=True,
             ),
         ),
         demonstrations=True,
@@ -318,6 +319,7 @@ def _imitation(name: str, form: str, weight: str, gamma: float = 0.1) -> Term:
         loss=partial(_imitation_loss, form=form, weight=weight, gamma=gamma),
         mask=demonstrated_tokens,
         metrics=lambda scores, batch: {"demonstration/logp": scores["logps"]},
+        tokenwise=True,
     )
 
 

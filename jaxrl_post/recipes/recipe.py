@@ -59,6 +59,10 @@ class Term:
       denominator: ``denominator(batch)``, what reduction "constant" divides by.
       metrics: ``metrics(scores, batch)``: further ``[B, T]`` arrays by name, logged
         as means over the term's tokens.
+      tokenwise: whether a token's loss depends on its own scores and its own entries of
+        the batch alone, among `Batch.extras` on those of shape ``[B]`` and ``[B, T]``.
+        Where that holds for all terms the trainer forms gradients as it computes logits
+        (`vocabulary.sum_logits`), which spares it a part of the work.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Term:
     reduction: str = "token_mean"
     denominator: Callable[[Batch], jax.Array] | None = None
     metrics: Callable[[Scores, Batch], Scores] | None = None
+    tokenwise: bool = False
 
     def __post_init__(self) -> None:
         unknown = set(self.needs) - {"teacher", "reference"}
@@ -287,6 +292,19 @@ class Recipe:
     def weights_losses(self) -> bool:
         """Whether the information weights losses, beside the steps."""
         return self.information is not None and self.information.weights != "none"
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether the loss is one sum of what each token adds by itself."""
+        if not all(term.tokenwise for term in self.terms):
+            return False
+        if not self.weights_losses:
+            return True
+        # Terms that are weighted and terms that are not are two sums; the weight of a
+        # sequence is made of all its tokens.
+        assert self.information is not None
+        by_token = self.information.weights == "token"
+        return by_token and all(map(self.is_weighted, self.terms))
 
     def is_weighted(self, term: Term) -> bool:
         """Whether it weights the loss of this term, which then reads the teacher."""

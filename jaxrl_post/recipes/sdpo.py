@@ -115,6 +115,7 @@ def sdpo(
             mask=distilled_tokens,
             reduction=reduction,
             metrics=_distillation_metrics,
+            tokenwise=True,
         ),
         Term(
             "policy_gradient",
@@ -122,6 +123,7 @@ def sdpo(
             loss=_plain_policy_gradient,
             weight=policy_gradient_weight,
             reduction=reduction,
+            tokenwise=True,
         ),
     )
     return Recipe(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import chex
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxrl_post import vocabulary
 from jaxrl_post.models.policy import Policy
-from jaxrl_post.recipes.batch import Array, Batch
+from jaxrl_post.recipes.batch import Array, Batch, each_token
 from jaxrl_post.recipes.recipe import Recipe, Scores, Views
 
 
@@ -89,9 +90,68 @@ def compute_scores(
       temperature: of the rollouts; divides all logits.
       chunk_size: tokens per chunk of the vocabulary pass.
     """
+    views, states, heads = _see(policy, recipe, models, batch)
+    return vocabulary.map_logits(
+        partial(_score_chunk, recipe, views),
+        states,
+        heads,
+        batch.responses,
+        mask=jnp.asarray(batch.token_mask),
+        temperature=temperature,
+        softcap=policy.logit_softcap,
+        chunk_size=chunk_size,
+        vocab_size=policy.vocab_size,
+    )
+
+
+def compute_loss(
+    policy: Policy,
+    recipe: Recipe,
+    models: Mapping[str, chex.ArrayTree],
+    batch: Batch,
+    loss: Callable[[Scores, Batch], jax.Array],
+    *,
+    temperature: jax.typing.ArrayLike = 1.0,
+    chunk_size: int | None = None,
+) -> tuple[jax.Array, Scores]:
+    """The sum of a loss of single tokens, whose gradient no logits are computed for
+    twice.
+
+    Args:
+      policy, recipe, models, batch, temperature, chunk_size: as in `compute_scores`.
+      loss: ``loss(scores, batch)``, ``[n, 1]`` for n sequences of one token; it gets
+        the batch as `each_token` makes it.
+
+    Returns:
+      The sum, and the scores of `compute_scores`, which carry no gradient.
+    """
+    views, states, heads = _see(policy, recipe, models, batch)
+    tokens, sequences = each_token(batch)
+
+    def loss_of_chunk(*args):
+        *logits, tokens = args
+        rows = sequences(tokens)
+        scores = _score_chunk(recipe, views, *logits, tokens.responses)
+        of_rows = {name: score[:, None] for name, score in scores.items()}
+        return loss(of_rows, rows)[:, 0], scores
+
+    return vocabulary.sum_logits(
+        loss_of_chunk,
+        states,
+        heads,
+        tokens,
+        mask=jnp.asarray(batch.token_mask),
+        temperature=temperature,
+        softcap=policy.logit_softcap,
+        chunk_size=chunk_size,
+        vocab_size=policy.vocab_size,
+    )
+
+
+def _see(policy, recipe: Recipe, models, batch: Batch):
+    """The views of a recipe, and each one's hidden states and unembedding."""
     views = ("student", *sorted(recipe.needs))
-    trust_region = "teacher" in views and recipe.teacher.kind == "trust_region"
-    if trust_region:
+    if "teacher" in views and recipe.teacher.kind == "trust_region":
         views = (*views, _LIVE_TEACHER)
     states, heads = [], []
     for view in views:
@@ -105,39 +165,30 @@ def compute_scores(
             )
         )
         heads.append(policy.unembedding(params))
+    return views, states, heads
 
-    def score_chunk(*args):
-        *logits, tokens = args
-        by_view = dict(zip(views, logits, strict=True))
-        if trust_region:
-            live = by_view.pop(_LIVE_TEACHER)
-            by_view["teacher"] = by_view["teacher"].mix(live, recipe.teacher.rate)
-        seen = Views(tokens=tokens, **by_view)
-        scores: dict[str, jax.Array] = {}
-        for term in recipe.terms:
-            scores |= term.scores(seen)
-        of_view = {"entropy": seen.student, "teacher_entropy": seen.teacher}
-        for name in sorted(recipe.entropies - scores.keys()):
-            if (of := of_view.get(name)) is None:
-                raise ValueError(
-                    f"Recipe {recipe.name!r}: the information reads {name!r}, a score "
-                    f"that no term computes; there are {sorted(scores)}."
-                )
-            # Measured, not trained on.
-            scores[name] = jax.lax.stop_gradient(of.entropy())
-        return scores
 
-    return vocabulary.map_logits(
-        score_chunk,
-        tuple(states),
-        tuple(heads),
-        batch.responses,
-        mask=jnp.asarray(batch.token_mask),
-        temperature=temperature,
-        softcap=policy.logit_softcap,
-        chunk_size=chunk_size,
-        vocab_size=policy.vocab_size,
-    )
+def _score_chunk(recipe: Recipe, views: Sequence[str], *args) -> Scores:
+    """What a recipe asks for of a chunk: the logits of each view, then the tokens."""
+    *logits, tokens = args
+    by_view = dict(zip(views, logits, strict=True))
+    if _LIVE_TEACHER in views:
+        live = by_view.pop(_LIVE_TEACHER)
+        by_view["teacher"] = by_view["teacher"].mix(live, recipe.teacher.rate)
+    seen = Views(tokens=tokens, **by_view)
+    scores: dict[str, jax.Array] = {}
+    for term in recipe.terms:
+        scores |= term.scores(seen)
+    of_view = {"entropy": seen.student, "teacher_entropy": seen.teacher}
+    for name in sorted(recipe.entropies - scores.keys()):
+        if (of := of_view.get(name)) is None:
+            raise ValueError(
+                f"Recipe {recipe.name!r}: the information reads {name!r}, a score "
+                f"that no term computes; there are {sorted(scores)}."
+            )
+        # Measured, not trained on.
+        scores[name] = jax.lax.stop_gradient(of.entropy())
+    return scores
 
 
 def _contexts_of(view: str, batch: Batch) -> tuple[Array, Array, Array | None]:

@@ -34,6 +34,20 @@ def with_weights(recipe: Recipe, batch: Batch) -> Batch:
     return batch.replace(extras={**batch.extras, **weights})
 
 
+def token_losses(recipe: Recipe, scores: Scores, part: Batch) -> Metrics:
+    """What each token adds to the loss, ``[B, T]`` by name of the term."""
+    rho = _local_multipliers(recipe, scores, part)
+    values = {}
+    for term in recipe.terms:
+        weights = part.extras[_weights_of(term)]
+        counted = weights != 0
+        loss = jnp.where(counted, term.loss(scores, _only(part, counted)), 0.0)
+        if recipe.is_weighted(term):
+            loss = loss * rho
+        values[term.name] = term.weight * loss * weights
+    return values
+
+
 def loss_shares(recipe: Recipe, scores: Scores, part: Batch):
     """The part's shares of the loss, and what metrics need of it.
 
@@ -42,20 +56,18 @@ def loss_shares(recipe: Recipe, scores: Scores, part: Batch):
       it does, each only where there are such terms; the terms' own shares; sums behind
       metrics; and for each share None, or the mean of its weights.
     """
-    shares, sums, spread = {}, {}, Reduction(jnp.zeros(()), jnp.zeros(()))
+    sums, spread = {}, Reduction(jnp.zeros(()), jnp.zeros(()))
     rho = _local_multipliers(recipe, scores, part)
+    values = token_losses(recipe, scores, part)
+    shares = {name: jnp.sum(x) for name, x in values.items()}
     for term in recipe.terms:
         weights = part.extras[_weights_of(term)]
-        counted = weights != 0
-        values = jnp.where(counted, term.loss(scores, _only(part, counted)), 0.0)
         if recipe.is_weighted(term):
             size = abs(term.weight) * weights
             spread += Reduction(jnp.sum(size * rho), jnp.sum(size))
-            values = values * rho
-        shares[term.name] = term.weight * jnp.sum(values * weights)
         if term.metrics is not None:
             for name, metric in term.metrics(scores, part).items():
-                sums[name] = _token_sum(metric, counted)
+                sums[name] = _token_sum(metric, weights != 0)
     if recipe.log_entropy:
         logged = own_tokens(part) if recipe.rollouts else part.loss_mask
         logged = logged & part.sequence_mask[:, None]

@@ -18,12 +18,13 @@ from jaxrl_post.recipes.grpo import sampled_logps
 from jaxrl_post.recipes.recipe import Recipe, Term
 from jaxrl_post.sharding import batch_shards, shard_batch
 from jaxrl_post.training.accumulation import accumulate, count_parts, sanitise
-from jaxrl_post.training.forward import compute_scores
+from jaxrl_post.training.forward import compute_loss, compute_scores
 from jaxrl_post.training.loss import (
     Metrics,
     loss_metrics,
     loss_shares,
     mean_or_one,
+    token_losses,
     with_weights,
 )
 from jaxrl_post.training.spikes import is_spike, remember
@@ -82,15 +83,15 @@ def make_update_step(
         for view in ("teacher", "reference"):
             if (own := getattr(state, view)) is not None:
                 models[view] = merge_params(own, state.frozen)
-        scores = compute_scores(
-            policy,
-            recipe,
-            models,
-            part,
-            temperature=temperature,
-            chunk_size=chunk_size,
-        )
-        return loss_shares(recipe, scores, part)
+        seen = (policy, recipe, models, part)
+        options = {"temperature": temperature, "chunk_size": chunk_size}
+        if not recipe.tokenwise:
+            return loss_shares(recipe, compute_scores(*seen, **options), part)
+        total, scores = compute_loss(*seen, total_of_tokens, **options)
+        return [total], loss_shares(recipe, scores, part)[1]
+
+    def total_of_tokens(scores, batch):
+        return sum(token_losses(recipe, scores, batch).values())
 
     def grads_of(state, part):
         losses, pullback, aux = jax.vjp(
