@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,9 +160,75 @@ class Logits:
         return jnp.where(inside, found, jnp.nan).reshape(ids.shape)
 
 
+def make_logits(
+    hidden, weights, master, mask, temperature, softcap, vocab_size, axis_name
+) -> Logits:
+    if axis_name is not None:
+        hidden = lax.pcast(hidden, axis_name, to="varying")
+    values = _project(sanitise(mask, hidden), weights, master)
+    # Once more after the product: a NaN that `fn`'s derivative makes of a masked
+    # token's zeros would otherwise reach the weights' gradient as NaN * 0.
+    values = sanitise(mask, values)
+    if softcap is not None:
+        values = softcap * jnp.tanh(values / softcap)
+    values = values / jnp.asarray(temperature, values.dtype)
+    return Logits(values, vocab_size=vocab_size, axis_name=axis_name)
+
+
 def _all_gather_invariant(x: jax.Array, axis_name: str) -> jax.Array:
     """The shards' columns side by side, `[n, shards * k]`, the same on every device."""
     shards, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
     slot = (jnp.arange(shards) == index)[None, :, None]
     columns = lax.psum(jnp.where(slot, x[:, None, :], 0), axis_name)
     return columns.reshape(x.shape[0], -1)
+
+
+@jax.custom_vjp
+def _project(hidden: jax.Array, weights: jax.Array, master: jax.Array) -> jax.Array:
+    """`hidden @ weights.T`; the gradient goes to `master`, whose value is not read.
+
+    JAX adds up a loop's gradients in the dtype of what they belong to. `master` is the
+    unembedding in the dtype of the logits, so bfloat16 weights get a float32 sum.
+    """
+    dtype = master.dtype
+    return jnp.einsum("nd,vd->nv", hidden, weights, preferred_element_type=dtype)
+
+
+def _project_forward(hidden, weights, master):
+    return _project(hidden, weights, master), (hidden, weights)
+
+
+def _project_backward(residuals, cotangent):
+    hidden, weights = residuals
+    dtype = cotangent.dtype
+    # bfloat16 reaches as low as float32 does; in float16 small gradients would vanish.
+    if hidden.dtype == jnp.bfloat16:
+        cotangent = cotangent.astype(jnp.bfloat16)
+    product = functools.partial(jnp.einsum, preferred_element_type=dtype)
+    to_hidden = product("nv,vd->nd", cotangent, weights)
+    to_master = product("nv,nd->vd", cotangent, hidden)
+    return to_hidden.astype(hidden.dtype), None, to_master
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
+def product_dtype(hidden: jax.Array, weights: jax.Array) -> jnp.dtype:
+    half = jnp.finfo(hidden.dtype).bits < 32
+    return hidden.dtype if half else jnp.result_type(hidden, weights)
+
+
+def logits_dtype(hidden: jax.Array, weights: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(product_dtype(hidden, weights), jnp.float32)
+
+
+def sanitise(mask: jax.Array | None, tree: Any) -> Any:
+    """Zeros where the mask is false, in values and (so `where` derives) gradients."""
+    if mask is None:
+        return tree
+
+    def keep(x):
+        column = mask.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(column, x, jnp.zeros((), x.dtype))
+
+    return jax.tree.map(keep, tree)

@@ -3,7 +3,8 @@
 A language model's logits are its largest array: for one sequence of 8,192 tokens and a
 vocabulary of 151,936 they are 5 GB. Nothing here builds it. `map_logits` walks over the
 tokens a chunk at a time, hands each chunk's logits to a function, keeps the numbers per
-token which that returns, and computes the chunk's logits again on the way back.
+token which that returns, and computes the chunk's logits again on the way back. Where
+these are only added up, `sum_logits` computes nothing twice.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxrl_post._logits import Logits as Logits
+from jaxrl_post._logits import logits_dtype, make_logits, product_dtype, sanitise
 from jaxrl_post.sharding.mesh import BATCH_AXES, VOCAB_AXIS, auto_axes
 
 
@@ -73,7 +75,7 @@ def map_logits(
       temperature: positive scalar, may be traced.
       softcap: bound of the logits before temperature (Gemma 2), or None.
       chunk_size: most tokens per chunk and device. None: as many as have 16 MiB of
-        logits, but at least 512 and at most 4096.
+        logits, but at least 192 and at most 4096.
       vocab_size: rows of `unembedding` from this one on are padding: no probability, no
         gradient. None: there are none.
       mesh: a mesh with Auto axes; None: that of `jax.set_mesh`, if any.
@@ -104,9 +106,9 @@ def map_logits(
         def step(carry, tokens):
             hiddens, per_token, mask = tokens
             logits = walk.logits(hiddens, weights, masters, mask, temperature)
-            result = fn(*logits, *_sanitise(mask, per_token))
+            result = fn(*logits, *sanitise(mask, per_token))
             _check_result(result, hiddens[0].shape[0])
-            return carry, _sanitise(mask, result)
+            return carry, sanitise(mask, result)
 
         tokens = (hiddens, per_token, mask)
         return _over_chunks(step, (), tokens, walk.chunk_size, remat=True)[1]
@@ -162,14 +164,14 @@ def sum_logits(
         hiddens, per_token, mask = tokens
         hiddens, masters = (hidden, *hiddens[1:]), (master, *masters[1:])
         logits = walk.logits(hiddens, weights, masters, mask, temperature)
-        loss, result = fn(*logits, *_sanitise(mask, per_token))
+        loss, result = fn(*logits, *sanitise(mask, per_token))
         if jnp.shape(loss) != hidden.shape[:1]:
             raise ValueError(
                 f"sum_logits: fn's loss has shape {jnp.shape(loss)}; it must be "
                 f"[{hidden.shape[0]}]: one number per token."
             )
         _check_result(result, hidden.shape[0])
-        return _sanitise(mask, loss).sum(), _sanitise(mask, result)
+        return sanitise(mask, loss).sum(), sanitise(mask, result)
 
     @jax.custom_vjp
     def total_of(hidden, master, constants, tokens):
@@ -232,9 +234,9 @@ def logits(
     >>> logits(jnp.ones((1, 2)), jnp.eye(3, 2), temperature=0.5, vocab_size=2)
     Array([[ 2.e+00,  2.e+00, -1.e+09]], dtype=float32)
     """
-    weights = unembedding.astype(_product_dtype(hidden, unembedding))
-    master = unembedding.astype(_logits_dtype(hidden, unembedding))
-    return _make_logits(
+    weights = unembedding.astype(product_dtype(hidden, unembedding))
+    master = unembedding.astype(logits_dtype(hidden, unembedding))
+    return make_logits(
         hidden, weights, master, None, temperature, softcap, vocab_size, None
     ).values
 
@@ -285,7 +287,7 @@ class _Walk:
             rows // math.prod(sizes[axis] for axis in split)
         )
         self._make_logits = functools.partial(
-            _make_logits,
+            make_logits,
             softcap=softcap,
             vocab_size=vocab_size,
             axis_name=self._axis_name,
@@ -293,8 +295,8 @@ class _Walk:
         pairs = list(zip(hiddens, weights, strict=True))
         self._arguments = (
             tuple(hiddens),
-            tuple(lax.stop_gradient(w).astype(_product_dtype(h, w)) for h, w in pairs),
-            tuple(w.astype(_logits_dtype(h, w)) for h, w in pairs),
+            tuple(lax.stop_gradient(w).astype(product_dtype(h, w)) for h, w in pairs),
+            tuple(w.astype(logits_dtype(h, w)) for h, w in pairs),
             per_token,
             None if mask is None else mask.astype(bool),
             jnp.asarray(temperature),
@@ -329,51 +331,6 @@ class _Walk:
             in_specs=(tokens, vocabulary, vocabulary, tokens, tokens, P()),
             out_specs=tokens,
         )(*self._arguments)
-
-
-def _make_logits(
-    hidden, weights, master, mask, temperature, softcap, vocab_size, axis_name
-) -> Logits:
-    if axis_name is not None:
-        hidden = lax.pcast(hidden, axis_name, to="varying")
-    values = _project(_sanitise(mask, hidden), weights, master)
-    # Once more after the product: a NaN that `fn`'s derivative makes of a masked
-    # token's zeros would otherwise reach the weights' gradient as NaN * 0.
-    values = _sanitise(mask, values)
-    if softcap is not None:
-        values = softcap * jnp.tanh(values / softcap)
-    values = values / jnp.asarray(temperature, values.dtype)
-    return Logits(values, vocab_size=vocab_size, axis_name=axis_name)
-
-
-@jax.custom_vjp
-def _project(hidden: jax.Array, weights: jax.Array, master: jax.Array) -> jax.Array:
-    """`hidden @ weights.T`; the gradient goes to `master`, whose value is not read.
-
-    JAX adds up a loop's gradients in the dtype of what they belong to. `master` is the
-    unembedding in the dtype of the logits, so bfloat16 weights get a float32 sum.
-    """
-    dtype = master.dtype
-    return jnp.einsum("nd,vd->nv", hidden, weights, preferred_element_type=dtype)
-
-
-def _project_forward(hidden, weights, master):
-    return _project(hidden, weights, master), (hidden, weights)
-
-
-def _project_backward(residuals, cotangent):
-    hidden, weights = residuals
-    dtype = cotangent.dtype
-    # bfloat16 reaches as low as float32 does; in float16 small gradients would vanish.
-    if hidden.dtype == jnp.bfloat16:
-        cotangent = cotangent.astype(jnp.bfloat16)
-    product = functools.partial(jnp.einsum, preferred_element_type=dtype)
-    to_hidden = product("nv,vd->nd", cotangent, weights)
-    to_master = product("nv,nd->vd", cotangent, hidden)
-    return to_hidden.astype(hidden.dtype), None, to_master
-
-
-_project.defvjp(_project_forward, _project_backward)
 
 
 def _over_chunks(
@@ -430,30 +387,10 @@ def _over_chunks(
 
 
 def _default_chunk_size(local_rows: int) -> int:
-    # Few tokens keep a chunk's logits in a CPU's cache; fewer than 512 would have an
-    # accelerator wait for the unembedding, which every chunk reads anew.
-    return min(max(2**22 // local_rows, 512), 4096)
-
-
-def _product_dtype(hidden: jax.Array, weights: jax.Array) -> jnp.dtype:
-    half = jnp.finfo(hidden.dtype).bits < 32
-    return hidden.dtype if half else jnp.result_type(hidden, weights)
-
-
-def _logits_dtype(hidden: jax.Array, weights: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(_product_dtype(hidden, weights), jnp.float32)
-
-
-def _sanitise(mask: jax.Array | None, tree: Any) -> Any:
-    """Zeros where the mask is false, in values and (so `where` derives) gradients."""
-    if mask is None:
-        return tree
-
-    def keep(x):
-        column = mask.reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.where(column, x, jnp.zeros((), x.dtype))
-
-    return jax.tree.map(keep, tree)
+    # Few tokens keep a chunk's logits in a CPU's cache, and memory low; with fewer than
+    # some 200 operations for each byte of the unembedding, which every chunk reads
+    # anew, an accelerator would wait for it.
+    return min(max(2**22 // local_rows, 192), 4096)
 
 
 def _check_shapes(hiddens, weights, per_token, mask) -> None:

@@ -1,122 +1,154 @@
-"""What the vocabulary pass costs: XLA's memory and FLOPs, and time, as JSON lines.
+"""What the loss over the vocabulary costs: XLA's memory and FLOPs, and time.
 
-    python scripts/bench_vocabulary.py > vocabulary.jsonl
+    python scripts/bench_vocabulary.py --out docs/evidence/vocabulary.jsonl
 
-For each vocabulary it compiles value and gradient of log-probs and entropy at two
-numbers of tokens, by chunks and densely. Chunked memory should grow by at most
-4 * D * 4 bytes per token whatever the vocabulary; the dense computation's grows with V.
-A chunked pass multiplies by the unembedding four times (twice for the logits, which are
-computed again on the way back, and once for each of the two gradients), a dense one
-three times.
+The loss is SDPO's over the whole vocabulary, the Jensen-Shannon divergence of a student
+from a teacher, in value and gradients. Three ways to the same number:
+
+    dense   both [N, V] arrays of logits, as plain JAX has it
+    map     `vocabulary.map_logits`: a chunk of tokens at a time, again on the way back
+    sum     `vocabulary.sum_logits`: the same, its gradients formed with the logits
+
+Memory is what XLA allocates beside arguments and results (`memory_analysis`), so it can
+be told for more tokens than this machine holds. Times are medians of runs that take
+turns, after a first one.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl_post.vocabulary import map_logits
+from jaxrl_post.losses import divergence
+from jaxrl_post.vocabulary import map_logits, sum_logits
+
+jensen_shannon = functools.partial(divergence, alpha=0.5)
 
 
-def chunked_loss(hidden, unembedding, ids, *, chunk_size):
-    logps, entropy = map_logits(
-        lambda logits, ids: (logits.log_probs(ids), logits.entropy()),
-        hidden,
-        unembedding,
-        ids,
-        chunk_size=chunk_size,
-    )
-    return (0.01 * entropy - logps).mean()
+def dense(hidden, unembedding, teacher):
+    frozen = jax.lax.stop_gradient(unembedding)
+    student_logps = jax.nn.log_softmax(hidden @ unembedding.T)
+    return jensen_shannon(student_logps, jax.nn.log_softmax(teacher @ frozen.T)).sum()
 
 
-def dense_loss(hidden, unembedding, ids, *, chunk_size):
-    del chunk_size
-    logps = jax.nn.log_softmax((hidden @ unembedding.T).astype(jnp.float32))
-    entropy = -(jnp.exp(logps) * logps).sum(-1)
-    return (0.01 * entropy - jnp.take_along_axis(logps, ids[:, None], 1)[:, 0]).mean()
+def of_chunk(student, teacher):
+    return jensen_shannon(student.log_softmax(), teacher.log_softmax())
 
 
-def compile_step(loss, tokens, width, vocab, chunk_size):
-    step = jax.value_and_grad(
-        lambda h, w, ids: loss(h, w, ids, chunk_size=chunk_size), (0, 1)
-    )
-    shape = jax.ShapeDtypeStruct
-    return (
-        jax.jit(step)
-        .lower(
-            shape((tokens, width), jnp.float32),
-            shape((vocab, width), jnp.float32),
-            shape((tokens,), jnp.int32),
-        )
-        .compile()
-    )
+def by_map(hidden, unembedding, teacher):
+    pair = unembedding, jax.lax.stop_gradient(unembedding)
+    return map_logits(of_chunk, (hidden, teacher), pair).sum()
 
 
-def median_seconds(steps, arguments, repeats):
-    """Median time of each program; they take turns, so that drift hits all alike."""
-    times = [[] for _ in steps]
+def by_sum(hidden, unembedding, teacher):
+    def loss(*logits):
+        return of_chunk(*logits), ()
+
+    return sum_logits(loss, (hidden, teacher), unembedding)[0]
+
+
+PASSES = {"dense": dense, "map": by_map, "sum": by_sum}
+
+
+def compile_step(loss, tokens: int, width: int, vocab: int):
+    states = jax.ShapeDtypeStruct((tokens, width), jnp.float32)
+    weights = jax.ShapeDtypeStruct((vocab, width), jnp.float32)
+    step = jax.value_and_grad(loss, (0, 1))
+    return jax.jit(step).lower(states, weights, states).compile()
+
+
+def temp_bytes(loss, *shape: int) -> int:
+    return compile_step(loss, *shape).memory_analysis().temp_size_in_bytes
+
+
+def memory_rows(counts: list[int], width: int, vocab: int) -> Iterator[dict]:
+    plain: dict[int, int] = {}
+    for name, loss in PASSES.items():
+        first = None
+        for tokens in counts:
+            taken = temp_bytes(loss, tokens, width, vocab)
+            first = first or (tokens, taken)
+            plain.setdefault(tokens, taken)
+            row = {
+                "measure": "memory",
+                "pass": name,
+                "tokens": tokens,
+                "temp_bytes": taken,
+                "dense_over_this": round(plain[tokens] / taken, 2),
+            }
+            if tokens != first[0]:
+                row["bytes_per_further_token"] = round(
+                    (taken - first[1]) / (tokens - first[0])
+                )
+                row["bound"] = 4 * width * 4
+            yield row
+
+
+def time_rows(tokens: int, width: int, vocab: int, repeats: int) -> list[dict]:
+    rng = np.random.default_rng(0)
+    arguments = [
+        jnp.asarray(scale * rng.normal(size=(rows, width)), jnp.float32)
+        for rows, scale in ((tokens, 1.0), (vocab, width**-0.5), (tokens, 1.0))
+    ]
+    steps = {name: compile_step(f, tokens, width, vocab) for name, f in PASSES.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    values = {}
     for _ in range(repeats + 1):
-        for step, seconds in zip(steps, times, strict=True):
+        for name, step in steps.items():
             start = time.perf_counter()
-            jax.block_until_ready(step(*arguments))
-            seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds[1:]) for seconds in times]
+            value, gradients = jax.block_until_ready(step(*arguments))
+            seconds[name].append(time.perf_counter() - start)
+            values[name] = (float(value), float(norm(gradients)))
+            del gradients
+    for name in steps:  # a ratio of different work would mean nothing
+        np.testing.assert_allclose(values[name], values["dense"], rtol=1e-4)
+    plain = statistics.median(seconds["dense"][1:])
+    return [
+        {
+            "measure": "time",
+            "pass": name,
+            "tokens": tokens,
+            "seconds": [round(x, 3) for x in taken[1:]],
+            "over_dense": round(statistics.median(taken[1:]) / plain, 3),
+        }
+        for name, taken in seconds.items()
+    ]
+
+
+def norm(gradients) -> jax.Array:
+    return jnp.sqrt(sum(jnp.vdot(x, x) for x in gradients))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--vocab", type=int, nargs="+", default=[2048, 8192, 32768])
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--chunk", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--vocab", type=int, default=151_936)
+    parser.add_argument("--memory", type=int, nargs="*", default=[2048, 32_768])
+    parser.add_argument("--time", type=int, nargs="*", default=[1024, 2048])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON lines; the screen by default")
     args = parser.parse_args()
 
-    rng = np.random.default_rng(0)
-    losses = {"chunked": chunked_loss, "dense": dense_loss}
-    for vocab in args.vocab:
-        shapes = args.width, vocab, args.chunk
-        steps = {k: compile_step(f, args.tokens, *shapes) for k, f in losses.items()}
-        halves = {
-            k: compile_step(f, args.tokens // 2, *shapes) for k, f in losses.items()
-        }
-        # Counted where no loop hides the repetitions: one chunk's forward pass and its
-        # backward pass, XLA counting each loop's body once.
-        counted = compile_step(chunked_loss, 2 * args.chunk, *shapes)
-        product = 2 * args.chunk * args.width * vocab
-        arguments = (
-            jnp.asarray(rng.normal(size=(args.tokens, args.width)), jnp.float32),
-            jnp.asarray(rng.normal(size=(vocab, args.width)) / 16, jnp.float32),
-            jnp.asarray(rng.integers(0, vocab, args.tokens), jnp.int32),
-        )
-        seconds = median_seconds(list(steps.values()), arguments, args.repeats)
-        for (name, step), median in zip(steps.items(), seconds, strict=True):
-            temp, half = (
-                program.memory_analysis().temp_size_in_bytes
-                for program in (step, halves[name])
-            )
-            row = {
-                "pass": name,
-                "platform": jax.default_backend(),
-                "tokens": args.tokens,
-                "width": args.width,
-                "vocab": vocab,
-                "temp_bytes": temp,
-                "temp_bytes_per_token": (temp - half)
-                / (args.tokens - args.tokens // 2),
-                "bound_bytes_per_token": 4 * args.width * 4,
-                "seconds": round(median, 4),
-            }
-            if name == "chunked":
-                row["chunk"] = args.chunk
-                row["products"] = round(counted.cost_analysis()["flops"] / product, 3)
-            print(json.dumps(row), flush=True)
+    shape = {"width": args.width, "vocab": args.vocab}
+    about = {**shape, "platform": jax.default_backend(), "jax": jax.__version__}
+    rows: list[dict] = []
+    rows += memory_rows(args.memory, **shape)
+    for tokens in args.time:
+        rows += time_rows(tokens, **shape, repeats=args.repeats)
+    text = "".join(json.dumps({**row, **about}) + "\n" for row in rows)
+    if args.out is None:
+        print(text, end="")
+    else:
+        args.out.write_text(text)
 
 
 if __name__ == "__main__":

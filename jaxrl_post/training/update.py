@@ -84,7 +84,10 @@ def make_update_step(
             if (own := getattr(state, view)) is not None:
                 models[view] = merge_params(own, state.frozen)
         seen = (policy, recipe, models, part)
-        options = {"temperature": temperature, "chunk_size": chunk_size}
+        options: dict[str, Any] = {
+            "temperature": temperature,
+            "chunk_size": chunk_size,
+        }
         if not recipe.tokenwise:
             return loss_shares(recipe, compute_scores(*seen, **options), part)
         total, scores = compute_loss(*seen, total_of_tokens, **options)
