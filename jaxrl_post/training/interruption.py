@@ -63,11 +63,14 @@ class Signals:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around a step, and nothing else: what may be given up.
+        """Around what may be given up: a step, the preparation of a run.
 
         Raises:
-          StepGivenUp: half of the grace time is over.
+          StepGivenUp: half of the grace time is over; or nothing should be begun any
+            more.
         """
+        if self.received is not None:
+            raise StepGivenUp
         self._in_step = True
         try:
             yield

@@ -83,7 +83,11 @@ def run(
         noted = stack.enter_context(signals(config.run.grace_seconds))
         timeout = max(stage.config.task.judge_timeout for stage in stages)
         pool = stack.enter_context(JudgePool(config.run.judge_workers, timeout=timeout))
-        whole = _Run(config, stages, run_dir, pool)
+        try:
+            with noted.step():
+                whole = _Run(config, stages, run_dir, pool)
+        except StepGivenUp:
+            raise Interrupted(noted.received or signal.SIGTERM) from None
         stack.callback(whole.checkpoints.close)
         return whole.train(noted, progress, changes)
 
@@ -141,7 +145,11 @@ class _Run:
                 for store in [t.store for t in self.trainers if t.store]:
                     display.message(str(store))
                     row |= store.metrics
-                row |= self._evaluate(state)
+                try:
+                    with noted.step():
+                        row |= self._evaluate(state)
+                except StepGivenUp:  # there is no step to save; it is begun anew
+                    self._stop(noted.received, state, row, after=-1)
                 writer.write(row)
                 display.update(0, row)
                 self._stop_if_asked(noted, state, row)

@@ -13,6 +13,7 @@ from tiny_runs import assert_same_run
 from jaxrl_post import training
 from jaxrl_post.training import interruption
 from jaxrl_post.training.checkpoints import Checkpoints
+from jaxrl_post.training.evaluation import Evaluator
 from jaxrl_post.training.metrics import read_metrics
 from jaxrl_post.training.rollout import Collector
 
@@ -80,6 +81,36 @@ def test_a_step_that_takes_too_long_is_given_up_and_the_one_before_saved(
     checkpoints = Checkpoints(tmp_path / "cut", read_only=True)
     assert checkpoints.latest() == 2
     checkpoints.close()
+    training.run(cut)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "name, seconds",
+    # The last one is in time; then the base's evaluation is not begun.
+    [("__call__", 600), ("__init__", 600), ("__init__", 0)],
+)
+def test_a_run_that_has_no_step_yet_is_given_up_too(
+    tiny_config, tmp_path, monkeypatch, name, seconds
+):
+    options = {"training": {"steps": 1, "group_size": 2}}
+    whole = tiny_config(run={"dir": str(tmp_path / "whole")}, **options)
+    cut = tiny_config(run={"dir": str(tmp_path / "cut"), "grace_seconds": 1}, **options)
+    training.run(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption.Signals, "_leave", lambda self: None)
+        own = getattr(Evaluator, name)
+
+        def delayed(*arguments, **options):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(seconds)
+            return own(*arguments, **options)
+
+        patch.setattr(Evaluator, name, delayed)
+        with pytest.raises(training.Interrupted) as stop:
+            training.run(cut)
+    assert stop.value.signum == signal.SIGTERM
+    assert not [*(tmp_path / "cut" / "checkpoints").glob("[0-9]*")]
     training.run(cut)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
