@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
 import pickle
+import secrets
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl_post.errors import InputError
+from jaxrl_post.isolation.channel import MARK_SIZE, Channel, ForeignBytes
 from jaxrl_post.isolation.worker import call, describe
 from jaxrl_post.types import Judge, Prompts, Verdict
 
@@ -49,8 +52,9 @@ LOOK_EVERY = 0.5
 """Seconds between two looks at how much memory busy workers have."""
 
 _COMMAND = (
-    "import sys; sys.path[:] = sys.argv[4:]; "
-    "from jaxrl_post.isolation.worker import serve; serve(*map(int, sys.argv[1:4]))"
+    "import sys; descriptor, mark, parent, limit, *sys.path[:] = sys.argv[1:]; "
+    "from jaxrl_post.isolation.worker import serve; "
+    "serve(int(descriptor), mark, int(parent), int(limit))"
 )
 
 
@@ -210,7 +214,7 @@ class JudgePool:
         while True:
             first = min(worker.deadline for worker in busy)
             patience = min(LOOK_EVERY, max(0.0, first - time.monotonic()))
-            wait([w.connection for w in busy], patience)
+            wait([w.channel for w in busy], patience)
             for worker in busy:
                 worker.look(self._most_memory)
             if events := [worker for worker in busy if worker.has_event()]:
@@ -295,8 +299,14 @@ class _Worker:
     """A judging process and the piece of work that it has."""
 
     def __init__(self, memory_limit: int) -> None:
-        self.connection, theirs = multiprocessing.Pipe()
-        arguments = (theirs.fileno(), os.getpid(), memory_limit)
+        ours, theirs = socket.socketpair()
+        # A worker that does not read, such as one that was stopped, is one that does
+        # not start.
+        limit = struct.pack("ll", int(START_LIMIT), 0)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        mark = secrets.token_bytes(MARK_SIZE)
+        self.channel = Channel(ours, mark)
+        arguments = (theirs.fileno(), mark.hex(), os.getpid(), memory_limit)
         path = [entry or os.getcwd() for entry in sys.path]
         self.process = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, *map(str, arguments), *path],
@@ -317,9 +327,9 @@ class _Worker:
         self.piece = batch.waiting.popleft()
         self.started = False
         self.deadline = time.monotonic() + START_LIMIT
-        # A worker that died while idle shows as a closed connection in `receive`.
+        # A worker that died while idle shows as a closed channel in `receive`.
         with suppress(OSError):
-            self.connection.send((pickled, *batch.part(self.piece), limit))
+            self.channel.send((pickled, *batch.part(self.piece), limit))
 
     def look(self, most_memory: int) -> None:
         """Notes whether it holds too much memory (where the system says so)."""
@@ -330,19 +340,21 @@ class _Worker:
 
     def has_event(self) -> bool:
         late = time.monotonic() >= self.deadline
-        return bool(self.excess) or late or self.connection.poll()
+        return bool(self.excess) or late or self.channel.ready()
 
     def receive(self) -> tuple[str, Any]:
         """What happened: ("done" | "errors" | ..., verdicts or reason)."""
         if self.excess:
             return "crashes", self.excess
-        if not self.connection.poll():
+        if not self.channel.ready():
             what = "judging" if self.started else "starting"
             return "timeouts", f"time-out while {what}"
         try:
-            return self.connection.recv()
+            return self.channel.receive()
+        except ForeignBytes:
+            return "crashes", "the judge wrote into the socket of its verdicts"
         except (EOFError, OSError):
-            # A judge may also have closed the connection and live on.
+            # A judge may also have closed the socket and live on.
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=5)
             status = self.process.returncode
@@ -354,7 +366,7 @@ class _Worker:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.connection.close()
+        self.channel.close()
 
 
 def name_of(judge: Judge) -> str:

@@ -7,17 +7,19 @@ that needs them arrives.
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import pickle
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any
 
+from jaxrl_post.isolation.channel import Channel
 from jaxrl_post.types import Judge, Prompts, Verdict
 
 
@@ -81,11 +83,12 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:500]
 
 
-def serve(descriptor: int, parent: int, memory_limit: int) -> None:
-    """Judges what comes through the connection until its other end is closed.
+def serve(descriptor: int, mark: str, parent: int, memory_limit: int) -> None:
+    """Judges what comes through the channel until its other end is closed.
 
     Args:
-      descriptor: the connection's file descriptor.
+      descriptor: of the channel's socket.
+      mark: of its messages, in hexadecimal digits.
       parent: process id of the pool's owner; this process dies with it.
       memory_limit: bytes of address space, 0 for no limit.
     """
@@ -100,23 +103,23 @@ def serve(descriptor: int, parent: int, memory_limit: int) -> None:
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
     own = os.getpid()
-    connection = Connection(descriptor)
+    channel = Channel(_hidden(descriptor), bytes.fromhex(mark))
     loaded, judge = b"", None
     with open(os.devnull, "w") as devnull:
         while True:
             try:
-                pickled, prompts, completions, limit = connection.recv()
+                pickled, prompts, completions, limit = channel.receive()
             except EOFError:
                 return
             if pickled != loaded:
                 try:
                     judge = pickle.loads(pickled)
                 except Exception as error:
-                    connection.send(("unloadable", describe(error)))
+                    channel.send(("unloadable", describe(error)))
                     continue
                 loaded = pickled
             assert judge is not None
-            connection.send(("started", None))
+            channel.send(("started", None))
             # The owner kills at the limit. This is for a dead owner and a judge that
             # never lets go of the interpreter lock, which `_die_with` would need.
             faulthandler.dump_traceback_later(limit + 5, exit=True, file=devnull)
@@ -124,7 +127,15 @@ def serve(descriptor: int, parent: int, memory_limit: int) -> None:
             if os.getpid() != own:  # a fork of the judge's that returned from it
                 os._exit(0)
             faulthandler.cancel_dump_traceback_later()
-            connection.send_bytes(_pickled(outcome))
+            channel.send_bytes(_pickled(outcome))
+
+
+def _hidden(descriptor: int) -> socket.socket:
+    """The socket, away from the low descriptors and from what a judge starts."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, min(most, 1024) // 2)
+    os.close(descriptor)
+    return socket.socket(fileno=high)
 
 
 def _pickled(outcome: list[Verdict] | str) -> bytes:

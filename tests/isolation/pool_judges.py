@@ -82,6 +82,19 @@ def obey(prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
                 os.write(descriptor, bytes(range(256)) * 64)
             sys.stdout.close()
             verdicts.append(Verdict(1.0, True))
+        elif command == "flood":  # every file descriptor, the pool's own socket too
+            for descriptor in range(3, 4096):
+                try:
+                    os.write(descriptor, argument.encode())
+                except OSError:
+                    continue
+            verdicts.append(Verdict(1.0, True))
+        elif command == "close":
+            os.closerange(3, 4096)
+            verdicts.append(Verdict(1.0, True))
+        elif command == "close-low":  # as programs do that make themselves daemons
+            os.closerange(3, 64)
+            verdicts.append(Verdict(1.0, True))
         elif command == "recurse":
             obey(prompts, completions)
         elif command == "wrong-type":

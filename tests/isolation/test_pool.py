@@ -117,6 +117,9 @@ def test_lengths_must_agree(pool, judges):
         ("unpicklable", "unpicklable verdict", "errors"),
         ("sysexit", "SystemExit", "errors"),
         ("exit", "died (exit status 3)", "crashes"),
+        ("flood 7", "wrote into the socket of its verdicts", "crashes"),
+        ("flood \0\0\1\0 more than it says", "wrote into the socket", "crashes"),
+        ("close", "died (exit status 1)", "crashes"),
         ("hang", "time-out while judging", "timeouts"),
         ("hold", "time-out while judging", "timeouts"),
     ],
@@ -174,6 +177,11 @@ def test_a_judge_that_forks_is_heard_once(pool, judges):
 def test_garbage_on_all_channels_is_no_verdict(pool, judges):
     verdicts = pool.judge(judges.obey, prompts(4), ["garbage", "fine"] * 2)
     assert [v.reward for v in verdicts] == [1.0] * 4
+
+
+def test_low_descriptors_are_the_judge_s_own(pool, judges):
+    (verdict,) = pool.judge(judges.obey, prompts(1), ["close-low"])
+    assert verdict.reward == 1.0
 
 
 def test_a_judge_that_allocates_without_end_is_killed(judges, monkeypatch):
