@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_post.errors import InputError, one_line
+from jaxrl_post.errors import InputError
 from jaxrl_post.generation.rollouts import Array
+from jaxrl_post.isolation.templates import render
 from jaxrl_post.types import Message, Prompts
 
 
@@ -52,32 +53,25 @@ def tokenize_prompts(
         ``{"enable_thinking": False}``.
 
     Raises:
-      InputError: the template fails. transformers renders it in jinja's sandbox: it
-        reaches no attribute of Python's own that leads to files or programs.
+      InputError: the template fails, or takes too long. transformers renders it in
+        jinja's sandbox, in a process of its own: see `isolation.templates`.
     """
-    arguments = dict(chat_template_arguments or {})
+    chats = {
+        i: conversation
+        for i, conversation in enumerate(conversations)
+        if tokenizer.chat_template and not isinstance(conversation, str)
+    }
+    texts = render(tokenizer, [*chats.values()], chat_template_arguments or {})
+    rendered = dict(zip(chats, texts, strict=True))
     rows = []
-    for conversation in conversations:
-        templated = False
-        if isinstance(conversation, str):
+    for i, conversation in enumerate(conversations):
+        if i in rendered:
+            text = rendered[i]
+        elif isinstance(conversation, str):
             text = conversation
-        elif tokenizer.chat_template:
-            templated = True
-            try:
-                text = tokenizer.apply_chat_template(
-                    [dict(message) for message in conversation],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    **arguments,
-                )
-            except Exception as error:  # whatever the template, a program, does
-                raise InputError(
-                    "the model's chat template cannot render a conversation "
-                    f"({one_line(error)}); mend the template, or see to its arguments."
-                ) from error
         else:
             text = "".join(message["content"] for message in conversation)
-        rows.append(_encode(tokenizer, text, add_special_tokens=not templated))
+        rows.append(_encode(tokenizer, text, add_special_tokens=i not in rendered))
     return rows
 
 

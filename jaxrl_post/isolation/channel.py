@@ -27,9 +27,11 @@ class Channel:
 
     >>> ours, theirs = socket.socketpair()
     >>> one, other = Channel(ours, bytes(16)), Channel(theirs, bytes(16))
-    >>> one.send("question"); other.receive()
+    >>> one.send("question")
+    ... other.receive()
     'question'
-    >>> one.close(); other.close()
+    >>> one.close()
+    ... other.close()
     """
 
     def __init__(self, end: socket.socket, mark: bytes) -> None:
@@ -81,7 +83,7 @@ class Channel:
           Exception: whatever unpickling raises.
         """
         while not self.ready():
-            wait([self])
+            wait([self.fileno()])
         if self._foreign():
             raise ForeignBytes
         end = self._end()

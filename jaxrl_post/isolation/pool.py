@@ -94,6 +94,7 @@ class JudgePool:
         timeout: float = 30.0,
         chunk_size: int = 16,
         memory_limit: int | None = None,
+        warn: bool = True,
     ) -> None:
         """Starts the workers; they import the judge when the first batch comes.
 
@@ -105,6 +106,7 @@ class JudgePool:
           memory_limit: address space of a worker in bytes; None: no limit. A judge that
             loads torch or jax needs far more address space than memory. Whatever it
             is, a worker that holds more than half of the machine's memory is killed.
+          warn: log a line for each batch of which something could not be judged.
         """
         if workers is None:
             workers = max(1, min(8, (os.cpu_count() or 2) // 2))
@@ -116,6 +118,7 @@ class JudgePool:
         self.timeout = timeout
         self.chunk_size = chunk_size
         self.stats = PoolStats()
+        self._warn = warn
         self._lock = threading.Lock()
         self._memory_limit = memory_limit or 0
         self._most_memory = _machine_memory() // 2
@@ -164,7 +167,7 @@ class JudgePool:
             else:
                 batch = _Batch(self, prompts, completions)
                 self._run(_dumps(judge), batch)
-        if batch.failures:
+        if batch.failures and self._warn:
             _log.warning("%s", batch.warning(name_of(judge)))
         return batch.result()
 
@@ -214,7 +217,7 @@ class JudgePool:
         while True:
             first = min(worker.deadline for worker in busy)
             patience = min(LOOK_EVERY, max(0.0, first - time.monotonic()))
-            wait([w.channel for w in busy], patience)
+            wait([w.channel.fileno() for w in busy], patience)
             for worker in busy:
                 worker.look(self._most_memory)
             if events := [worker for worker in busy if worker.has_event()]:

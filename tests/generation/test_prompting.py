@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     Regex,
@@ -106,6 +106,7 @@ CHATML = chatml()
 TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant:"
 
 
+@settings(deadline=None)  # the first example starts the process that renders
 @given(
     st.lists(
         st.sampled_from(["<|im_end|>", "<|im_start|>", "<s>", "<|im_end|>!", "{a}"])

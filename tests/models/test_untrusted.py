@@ -14,6 +14,7 @@ import pytest
 from jaxrl_post import models
 from jaxrl_post.errors import InputError
 from jaxrl_post.generation import tokenize_prompts
+from jaxrl_post.isolation import JudgePool, templates
 from jaxrl_post.models.checkpoints import EMBEDDED, open_checkpoint
 from jaxrl_post.models.ggufheader import check_header
 
@@ -201,6 +202,44 @@ def test_a_chat_template_stays_in_its_sandbox(template, tmp_path, monkeypatch):
         tokenize_prompts(tokenizer, MESSAGES)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+            "{% endfor %}",
+            "time-out",
+        ),
+        ("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ ('a' * 99999)|replace('a', 'b' * 99999) }}", "MemoryError"),
+        ("{{ 'a' * 2**25 }}", "a text of 33554432 characters, more than 10000000"),
+    ],
+)
+def test_a_chat_template_takes_no_more_than_it_may(template, words, monkeypatch):
+    tokenizer = open_checkpoint("science_base").tokenizer()
+    tokenizer.chat_template = template
+    with JudgePool(1, timeout=1, memory_limit=2**31, warn=False) as pool:
+        monkeypatch.setattr(templates, "_pool", lambda: pool)
+        with pytest.raises(InputError, match="chat template cannot render") as error:
+            tokenize_prompts(tokenizer, MESSAGES)
+    assert words in str(error.value)
+
+
+def test_a_template_gets_what_transformers_gives_it():
+    """Special tokens, arguments and messages, as where it is rendered at home."""
+    tokenizer = open_checkpoint("science_base").tokenizer()
+    tokenizer.chat_template = (
+        "{{ eos_token }}{% for m in messages %}{{ m|tojson }}{% endfor %}"
+        "{{ bos_token is defined }}{{ add_generation_prompt }}{{ extra }}"
+    )
+    message = {"role": "user", "content": "é", "name": None}
+    text = tokenizer.apply_chat_template(
+        [message], tokenize=False, add_generation_prompt=True, extra=7
+    )
+    assert '"content": "é"' in text and text.endswith("True7")
+    assert templates.render(tokenizer, [[message]], {"extra": 7}) == [text]
 
 
 def test_a_template_cannot_change_the_conversation():
