@@ -73,8 +73,10 @@ def is_run(path: str | Path) -> bool:
 
 
 def _evaluate(config: Config, run_dir: Path | None) -> dict[str, float]:
+    from jaxrl_post.cli.cache import check_compilation_cache
     from jaxrl_post.training.evaluation import evaluate_run
 
+    check_compilation_cache()
     return evaluate_run(config, run_dir)
 
 

@@ -80,7 +80,9 @@ def load(arguments: argparse.Namespace) -> Ask:
     import numpy as np
 
     from jaxrl_post import generation, models
+    from jaxrl_post.cli.cache import check_compilation_cache
 
+    check_compilation_cache()
     if is_run(arguments.model):
         from jaxrl_post.training.checkpoints import load_policy
 

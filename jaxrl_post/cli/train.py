@@ -59,9 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     import jax
 
+    from jaxrl_post.cli.cache import check_compilation_cache
     from jaxrl_post.training.loop import Interrupted, run
     from jaxrl_post.training.progress import Progress
 
+    check_compilation_cache()
     try:
         run(config, progress=Progress, allow_changes=arguments.allow_changes)
     except Interrupted as stop:

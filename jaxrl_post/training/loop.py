@@ -185,6 +185,8 @@ class _Run:
                         self.checkpoints.save(state, row)
                     if step != steps:
                         self._stop_if_asked(noted, state, row)
+        # The model says that the run is finished: all else is on disk before it.
+        self.checkpoints.wait()
         models.save(
             self.policy,
             merge_params(state.trainable, state.frozen),
