@@ -10,12 +10,12 @@ import tempfile
 def check_compilation_cache() -> None:
     """Goes on without the compilation cache where it cannot be written, and says so.
 
-    jax by itself warns of each program that it cannot keep, and XLA may refuse to
-    compile where it cannot write beside them. To be called before anything compiles.
+    jax by itself warns of each program that it cannot keep. To be called before
+    anything compiles.
     """
     import jax
 
-    path = jax.config.jax_compilation_cache_dir
+    path = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if not path or "://" in path:
         return
     try:

@@ -1,4 +1,4 @@
-"""Chat templates, which are programs that come with a model, run where they can be killed.
+"""Chat templates: programs that come with a model, run where they can be killed.
 
 transformers renders them in jinja's sandbox, which bounds what a template reaches and
 not what it takes: two nested loops, or a text times a billion, are within it. So they

@@ -154,17 +154,22 @@ def disk_errors(run_dir: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if problem := _disk_problem(error):
+        if problem := _disk_problem(error, run_dir):
             raise InputError(
                 f"run.dir={str(run_dir)!r}: {problem}. What was written before is "
-                "whole; make room there and run the same command again to resume."
+                "whole; make room there, or make it writable, and run the same "
+                "command again to resume."
             ) from error
         raise
 
 
-def _disk_problem(error: BaseException | None) -> str | None:
+def _disk_problem(error: BaseException | None, run_dir: Path) -> str | None:
     """The system's words for it, wherever in the chain of causes they stand."""
     while error is not None:
+        # Of a file elsewhere it may be anything, such as the fault of a task.
+        if isinstance(error, PermissionError) and isinstance(error.filename, str):
+            if Path(error.filename).absolute().is_relative_to(run_dir.absolute()):
+                return f"{error.filename}: {error.strerror}"
         for number in _OF_DISK:
             # tensorstore, below Orbax, passes the words on and not the number.
             if getattr(error, "errno", None) == number:

@@ -302,6 +302,25 @@ def test_report_prints_the_paths(tmp_path, capsys):
     assert paths == [f"{tmp_path}/{name}/report.html" for name in ("a", "b")]
 
 
+def test_a_compilation_cache_that_cannot_be_written_is_one_warning(tmp_path):
+    (tmp_path / "file").touch()
+    cache = str(tmp_path / "file" / "cache")
+    command = [sys.executable, "-m", "jaxrl_post.cli", "sample", "science_base"]
+    done = subprocess.run(
+        [*command, "--prompt", "Why?", "--max-new-tokens", "1"],
+        env=os.environ
+        | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert done.stderr.startswith(
+        f"warning: the compilation cache '{cache}' cannot be written (Not a directory)"
+    )
+    assert done.stderr.count("\n") == 1
+
+
 def test_an_input_error_inside_a_run_is_bad_input_too(config, module, capsys):
     def run(config, progress, allow_changes):
         raise InputError("the prompts are too long")

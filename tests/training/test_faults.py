@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from tiny_policy import PARAMS, POLICY, make_batch
+from whole_logits import distillation_batch
 
 from jaxrl_post import recipes, training
 from jaxrl_post.training import faults, make_update_step, trainer
@@ -129,4 +130,18 @@ def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is():
         make_state(), make_batch()
     )
     assert np.isfinite(metrics["grad_norm"]) and metrics["update/skipped"] == 1
+    chex.assert_trees_all_equal(state.trainable, PARAMS)
+
+
+def test_a_gain_that_is_not_finite_is_skipped_though_the_loss_is():
+    """GRPO's loss reads no teacher; the step's size would, of one that is broken."""
+    recipe = recipes.with_information(recipes.grpo())
+    state = init_state(
+        jax.tree.map(jnp.copy, PARAMS), optax.sgd(1e-3), recipe, jax.random.key(0)
+    )
+    broken = jax.tree.map(lambda x: x * jnp.nan, state.teacher)
+    update = make_update_step(POLICY, recipe, optax.sgd(1e-3))
+    state, metrics = update(state.replace(teacher=broken), distillation_batch(5))
+    assert np.isnan(metrics["information/gain"]) and metrics["update/skipped"] == 1
+    assert np.isfinite(metrics["grad_norm"]) and np.isfinite(metrics["loss"])
     chex.assert_trees_all_equal(state.trainable, PARAMS)

@@ -13,7 +13,7 @@ from tiny_runs import StopAfter, assert_same_state, lasting
 
 from jaxrl_post import models, training
 from jaxrl_post.errors import InputError
-from jaxrl_post.training.checkpoints import load_policy
+from jaxrl_post.training.checkpoints import Checkpoints, load_policy
 from jaxrl_post.training.metrics import read_metrics
 
 
@@ -37,6 +37,21 @@ def test_run_resumes_to_the_same_end(tiny_config, tmp_path):
     check_folder(tmp_path / "whole", rows, result)
     check_second_run_does_nothing(whole)
     check_changed_config_is_refused(whole, tiny_config)
+
+
+def test_the_last_checkpoint_is_on_disk_before_the_model(tiny_config, monkeypatch):
+    """The model marks a run as finished: killed after it, nothing would be redone."""
+    order = []
+    for owner, name in ((Checkpoints, "wait"), (models, "save")):
+        own = getattr(owner, name)
+
+        def noted(*args, own=own, name=name, **options):
+            order.append(name)
+            return own(*args, **options)
+
+        monkeypatch.setattr(owner, name, noted)
+    training.run(tiny_config(training={"steps": 1, "group_size": 2}, evaluation={}))
+    assert order == ["wait", "save"]
 
 
 def check_folder(folder, rows, result):
