@@ -215,13 +215,14 @@ class JudgePool:
         """Waits until a busy worker has something to say, is too late or too large."""
         busy = [worker for worker in self._workers if worker.piece is not None]
         while True:
-            first = min(worker.deadline for worker in busy)
-            patience = min(LOOK_EVERY, max(0.0, first - time.monotonic()))
-            wait([w.channel.fileno() for w in busy], patience)
             for worker in busy:
                 worker.look(self._most_memory)
+            # Before the wait: what has come already would not end it.
             if events := [worker for worker in busy if worker.has_event()]:
                 return events
+            first = min(worker.deadline for worker in busy)
+            patience = min(LOOK_EVERY, max(0.0, first - time.monotonic()))
+            wait([worker.channel.fileno() for worker in busy], patience)
 
     def _replace(self, worker: _Worker) -> None:
         worker.kill()

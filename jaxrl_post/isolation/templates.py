@@ -48,7 +48,7 @@ def render(
     prompts = Prompts(("",) * count, messages, ({},) * count, (None,) * count)
     verdicts = _pool().judge(_Template(made_of), prompts, ("",) * count)
     for verdict in verdicts:
-        if problem := verdict.extra.get("error"):
+        if problem := " ".join(verdict.extra.get("error", "").split()):
             raise InputError(
                 f"the model's chat template cannot render a conversation ({problem}); "
                 "mend the template, or see to its arguments."

@@ -89,6 +89,15 @@ def test_small_batches_are_spread_over_the_workers(pool, judges):
     assert len({v.extra["pid"] for v in verdicts}) == 2
 
 
+def test_verdicts_that_have_come_are_not_waited_for(judges, monkeypatch):
+    """Start and end of a piece may come together, in one read."""
+    monkeypatch.setattr(pool_module, "LOOK_EVERY", 30.0)
+    start = time.monotonic()
+    with JudgePool(1, timeout=60.0, chunk_size=1) as patient:
+        patient.judge(judges.obey, prompts(50), [""] * 50)
+    assert time.monotonic() - start < 25
+
+
 def test_an_empty_batch(pool, judges):
     assert pool.judge(judges.echo, prompts(0), []) == []
 
