@@ -8,16 +8,17 @@ layout is another table.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrl_post.errors import InputError
 from jaxrl_post.sharding.mesh import BATCH_AXES
 
-Rules = Mapping[str, str | tuple[str, ...] | None]
+Rules = Mapping[str, str | Sequence[str] | None]
 
 RULES: Rules = {
     "layers": None,
@@ -53,10 +54,13 @@ def param_shardings(
       rules: entries that replace or extend those of `RULES`, e.g. `{"kv_heads": None}`.
 
     Raises:
-      ValueError: one message with every name without a rule, every tuple of the wrong
+      InputError: one message with every name without a rule, every tuple of the wrong
         length and every dimension that its mesh axes do not divide.
     """
-    table = {**RULES, **(rules or {})}
+    table = {
+        name: tuple(axes) if isinstance(axes, list) else axes  # lists come from YAML
+        for name, axes in {**RULES, **(rules or {})}.items()
+    }
     problems: list[str] = []
 
     def sharding(path, param, names):
@@ -82,10 +86,11 @@ def param_shardings(
 
     shardings = jax.tree_util.tree_map_with_path(sharding, params, logical_axes)
     if problems:
-        raise ValueError(
+        raise InputError(
             f"These parameters cannot be laid out on the mesh {dict(mesh.shape)}:\n  "
             + "\n  ".join(problems)
-            + "\nChange the mesh's sizes, or the rule of the axis (None: not split)."
+            + "\nChange the mesh's sizes, or the rule of the axis, such as "
+            "mesh.rules.kv_heads=null (not split)."
         )
     return shardings
 
@@ -128,11 +133,11 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.device_put(batch, batch_sharding(mesh))
 
 
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes or ()
+def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
-def _shards(axes: str | tuple[str, ...] | None, mesh: Mesh) -> tuple[int, list[str]]:
+def _shards(axes: str | Sequence[str] | None, mesh: Mesh) -> tuple[int, list[str]]:
     """The product of the axes' sizes, and those that the mesh lacks."""
     known = [name for name in _names(axes) if name in mesh.shape]
     unknown = [name for name in _names(axes) if name not in mesh.shape]

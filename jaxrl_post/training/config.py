@@ -222,11 +222,24 @@ class MeshConfig:
       data: copies of the model, each with its own prompts.
       fsdp: devices that parameters are spread over, each with its own prompts.
       tensor: devices that share each matrix product.
+      fast_within: which devices fast links join: those of a TPU ``slice`` or GPU node,
+        as they report it, of a ``process``, or ``all``. Over the slow network between
+        them go `data`, then `fsdp`, never `tensor`.
+      rules: entries that replace those of `sharding.RULES`: the axis, or the list of
+        axes, that splits a dimension of the parameters, or null.
+        ``{kv_heads: null}`` has every device of `tensor` keep all key-value heads.
     """
 
     data: int = number(-1, at_least=-1)
     fsdp: int = number(1, at_least=-1)
     tensor: int = number(1, at_least=-1)
+    fast_within: Literal["slice", "process", "all"] = "slice"
+    rules: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Devices along each axis."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def problems_of(config: Config) -> list[str]:
             f"run.dir={config.run.dir!r}: has characters that cannot be shown; choose "
             "another name"
         )
-    sizes = dataclasses.asdict(mesh)
+    sizes = mesh.sizes
     problems += [
         f"mesh.{axis}=0: must be a number of devices, or -1 for the rest"
         for axis, size in sizes.items()
@@ -53,6 +53,13 @@ def problems_of(config: Config) -> list[str]:
     if list(sizes.values()).count(-1) > 1:
         rest_of = [f"mesh.{axis}=-1" for axis, size in sizes.items() if size == -1]
         problems.append(f"{' and '.join(rest_of)}: only one axis can be the rest")
+    for name, axes in mesh.rules.items():
+        for axis in axes if isinstance(axes, list) else [axes]:
+            if axis is not None and axis not in [*sizes]:
+                problems.append(
+                    f"mesh.rules.{name}={shown(axes)}: must be an axis of the mesh "
+                    f"({', '.join(sizes)}), a list of them, or null for not split"
+                )
     if (best := training.keep_best) is not None and best.startswith("eval/"):
         block_name = best.split("/")[1]
         if block_name not in config.evaluation:

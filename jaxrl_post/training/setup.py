@@ -9,10 +9,10 @@ import chex
 import jax
 
 from jaxrl_post import models, tasks
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.generation import Sampler, stop_token_ids
 from jaxrl_post.models.policy import Policy
-from jaxrl_post.sharding import batch_shards, make_mesh
+from jaxrl_post.sharding import RULES, batch_shards, make_mesh
 from jaxrl_post.training.config import Config
 
 
@@ -24,15 +24,19 @@ def open_mesh(config: Config, *, trains: bool = True) -> jax.sharding.Mesh | Non
       trains: whether there will be updates; an evaluation has none.
 
     Raises:
-      InputError: the devices, or the groups of an update, do not divide by it.
+      InputError: the devices, or the groups of an update, do not divide by it; or a
+        rule is of no dimension that there is.
     """
-    sizes = {config.mesh.data, config.mesh.fsdp, config.mesh.tensor}
+    section = config.mesh
+    if unknown := sorted(section.rules.keys() - RULES.keys()):
+        raise InputError(
+            f"mesh.rules.{unknown[0]}: models have no such dimension; "
+            f"{nearest(unknown[0], RULES)}"
+        )
+    sizes = set(section.sizes.values())
     if sizes == {1} or (jax.device_count() == 1 and sizes <= {1, -1}):
         return None
-    try:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    mesh = make_mesh(**section.sizes, fast_within=section.fast_within)
     training, shards = config.training, batch_shards(mesh)
     groups = training.prompts_per_step // training.updates_per_step
     if trains and groups % shards:
@@ -51,12 +55,14 @@ def open_model(
     """Policy, parameters (on the mesh, if any) and tokenizer.
 
     Raises:
-      InputError: no such model, or one without a tokenizer.
+      InputError: no such model, one without a tokenizer, or one that cannot be laid
+        out on the mesh.
     """
     section = config.model
     policy, params, tokenizer = models.load(
         section.path,
         mesh,
+        config.mesh.rules,
         dtype=section.param_dtype,
         compute_dtype=section.compute_dtype,
     )

@@ -319,6 +319,10 @@ SECTIONS = [
     (train("sampling.stop=[1]"), "sampling.stop.0=1: expected text"),
     (train("mesh.fsdp=-1"), "only one axis can be the rest"),
     (train("mesh.tensor=0"), "mesh.tensor=0: must be a number of devices"),
+    (train("mesh.fast_within=pod"), "expected 'slice' or 'process' or 'all'"),
+    (train("mesh.rules=[embed]"), "mesh.rules=['embed']: expected a section of keys"),
+    (train("mesh.rules.embed=fdsp"), "mesh.rules.embed='fdsp': must be an axis"),
+    (train("mesh.rules.embed=[data, {}]"), "mesh.rules.embed=['data', {}]: must be"),
     (train("evaluation.held.greedy=true"), "set samples to 1"),
     (train("evaluation.a/b.rows=1"), "evaluation.'a/b': a block's name"),
     (train("evaluation.held.smaples=2"), "did you mean 'samples'?"),
@@ -511,6 +515,8 @@ def test_bad_input(argv, words, folder, monkeypatch, capsys):
 IN_THE_RUN = [
     (train("task.name=rows", "task.source=nothing.jsonl"), "nothing.jsonl has no rows"),
     (train("mesh.data=1", "model.path=m_missing"), "missing: model.norm.weight"),
+    (train("mesh.rules.kv_hedas=null"), "did you mean 'kv_heads'?"),
+    (train("mesh.tensor=8"), "mesh.rules.kv_heads=null (not split)"),
     (
         train("mesh.data=1", "task.max_prompt_length=900"),
         "more than the model's 512 positions",
