@@ -104,11 +104,11 @@ class HuggingFaceFolder:
         self.config = replace(config, stop_token_ids=stop)
 
     @cached_property
-    def _slices(self) -> dict[str, Any]:
-        """Every tensor, unread, by name."""
-        from safetensors import SafetensorError, safe_open
+    def _tensors(self) -> dict[str, tuple[Path, tuple[int, ...], str]]:
+        """Of every tensor, by name: its file, shape and dtype."""
+        from safetensors import SafetensorError
 
-        slices: dict[str, Any] = {}
+        tensors: dict[str, tuple[Path, tuple[int, ...], str]] = {}
         for file in self._files():
             path = self.path / file
             if not path.is_file():
@@ -124,12 +124,14 @@ class HuggingFaceFolder:
                     )
                 )
             try:
-                # read through memory maps that live as long as the slices do
-                handle = safe_open(str(path), framework="np")
-                slices |= {key: handle.get_slice(key) for key in handle.keys()}
+                with _open(path) as handle:
+                    for name in handle.keys():
+                        part = handle.get_slice(name)
+                        shape = tuple(part.get_shape())
+                        tensors[name] = path, shape, part.get_dtype()
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{path} cannot be read: {error}") from error
-        return slices
+        return tensors
 
     def _files(self) -> list[str]:
         """Names of the files with weights, all of them in this folder."""
@@ -148,18 +150,21 @@ class HuggingFaceFolder:
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tuple(s.get_shape()) for name, s in self._slices.items()}
+        return {name: shape for name, (_, shape, _) in self._tensors.items()}
 
     @cached_property
     def problems(self) -> list[str]:
         return [
-            f"dtype {s.get_dtype()} of {name} (supported: {', '.join(sorted(_FLOATS))})"
-            for name, s in self._slices.items()
-            if s.get_dtype() not in _FLOATS
+            f"dtype {dtype} of {name} (supported: {', '.join(sorted(_FLOATS))})"
+            for name, (_, _, dtype) in self._tensors.items()
+            if dtype not in _FLOATS
         ]
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        return self._slices[name][index]
+        # Opened for each: what has been read through a memory map counts as this
+        # process's memory for as long as the map lives.
+        with _open(self._tensors[name][0]) as handle:
+            return handle.get_slice(name)[index]
 
     def tokenizer(self) -> Any | None:
         if not any((self.path / file).is_file() for file in _TOKENIZER_FILES):
@@ -188,6 +193,13 @@ class HuggingFaceFolder:
         if not isinstance(values, dict):
             raise InputError(f"{path} holds no JSON object.")
         return values
+
+
+def _open(path: Path) -> Any:
+    """A safetensors file of which parts can be read."""
+    from safetensors import safe_open
+
+    return safe_open(str(path), framework="np")
 
 
 @contextlib.contextmanager

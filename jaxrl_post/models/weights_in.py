@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,8 @@ def load(
     """Opens a model: its functions, its parameters and its tokenizer.
 
     Weights are read one leaf of the tree at a time; with a mesh every device's part
-    is read by itself, so that no host holds the model.
+    is read by itself, and handed over before the next: a host never holds more of the
+    model than its own devices do, and one part.
 
     Args:
       path_or_id: a Hugging Face folder (safetensors), a hub id, a ``.gguf`` file, or
@@ -82,12 +83,10 @@ def load(
             return _read_leaf(checkpoint, rule, index, shape, dtype)
 
         if shardings is None:
-            leaf = jnp.asarray(read((slice(None),) * len(shape)))
+            leaf = jax.device_put(read((slice(None),) * len(shape)))
         else:
-            leaf = jax.make_array_from_callback(
-                shape, _get(shardings, rule.path), _once_per_part(read)
-            )
-        _set(params, rule.path, leaf)
+            leaf = _by_parts(shape, _get(shardings, rule.path), read)
+        _set(params, rule.path, jax.block_until_ready(leaf))
     return policy, params, tokenizer
 
 
@@ -115,17 +114,22 @@ def _read_leaf(
     return out
 
 
-def _once_per_part(read):
-    """Reads parts that several devices share only once."""
-    parts: dict[Any, np.ndarray] = {}
-
-    def cached(index):
+def _by_parts(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    read: Callable[[Index], np.ndarray],
+) -> jax.Array:
+    """An array of which this process reads what its devices hold, each part once."""
+    holders: dict[Any, list[tuple[jax.Device, Index]]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
         key = tuple((part.start, part.stop) for part in index)
-        if key not in parts:
-            parts[key] = read(index)
-        return parts[key]
-
-    return cached
+        holders.setdefault(key, []).append((device, index))
+    placed: list[jax.Array] = []
+    for part in holders.values():
+        host = read(part[0][1])
+        copies = [jax.device_put(host, device) for device, _ in part]
+        placed += jax.block_until_ready(copies)  # lets go of `host`
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 
 def _fit_vocabulary(
