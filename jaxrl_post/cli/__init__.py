@@ -14,10 +14,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxrl_post import __version__
-from jaxrl_post.cli import evaluate, report, sample, train
+from jaxrl_post.cli import evaluate, report, sample, selftest, train
 from jaxrl_post.errors import InputError, nearest
 
-COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "report": report}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "sample": sample,
+    "report": report,
+    "selftest": selftest,
+}
 
 INTERRUPTED = 130
 

@@ -122,6 +122,7 @@ def _by_parts(
     """An array of which this process reads what its devices hold, each part once."""
     holders: dict[Any, list[tuple[jax.Device, Index]]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None  # as the device holds a part
         key = tuple((part.start, part.stop) for part in index)
         holders.setdefault(key, []).append((device, index))
     placed: list[jax.Array] = []

@@ -73,11 +73,11 @@ def make_mesh(
             f"mesh {given} does not fit {len(devices)} device(s): the sizes must "
             f"multiply to {len(devices)}; set one of them to -1 to give it the rest."
         )
-    placed = place(tuple(sizes.values()), devices, fast_within)
+    placed = arrange(tuple(sizes.values()), devices, fast_within)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def place(
+def arrange(
     sizes: tuple[int, ...], devices: Sequence[Any], fast_within: FastWithin = "slice"
 ) -> np.ndarray:
     """The devices as an array of the shape `sizes`, arranged as `make_mesh` says.
@@ -92,10 +92,12 @@ def place(
     """
     attribute = {"slice": "slice_index", "process": "process_index"}.get(fast_within)
     islands = {getattr(device, attribute or "", 0) for device in devices}
-    # Splitting a physical axis is the last thing that is tried.
-    options = {"devices": devices, "allow_split_physical_axes": True}
     if len(islands) == 1:
-        return mesh_utils.create_device_mesh(sizes, **options)
+        return mesh_utils.create_device_mesh(
+            sizes,
+            devices,
+            allow_split_physical_axes=True,  # where nothing else does
+        )
     across, left = [], len(islands)
     for size in sizes[:-1]:
         across.append(math.gcd(size, left))
@@ -110,7 +112,11 @@ def place(
         )
     within = [n // m for n, m in zip(sizes, [*across, 1], strict=True)]
     return mesh_utils.create_hybrid_device_mesh(
-        within, [*across, 1], process_is_granule=fast_within == "process", **options
+        within,
+        [*across, 1],
+        devices,
+        process_is_granule=fast_within == "process",
+        allow_split_physical_axes=True,
     )
 
 

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.sharding import auto_axes, make_mesh
-from jaxrl_post.sharding.mesh import place
+from jaxrl_post.sharding.mesh import arrange
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_data_then_fsdp_cross_the_slow_network(sizes, crossing, attribute):
     islands = np.prod([*crossing.values()])
     each = np.prod(sizes) // islands
     fast = {"slice_index": "slice", "process_index": "process"}[attribute]
-    placed = place(sizes, devices(islands, each, attribute=attribute), fast)
+    placed = arrange(sizes, devices(islands, each, attribute=attribute), fast)
     assert placed.shape == sizes
     assert len({d.id for d in placed.flat}) == placed.size
     island = np.vectorize(lambda d: getattr(d, attribute))(placed)
@@ -116,12 +116,12 @@ def test_data_then_fsdp_cross_the_slow_network(sizes, crossing, attribute):
 def test_tensor_does_not_cross_unless_told():
     found = devices(2, 4)
     with pytest.raises(InputError) as caught:
-        place((1, 1, 8), found)
+        arrange((1, 1, 8), found)
     message = str(caught.value)
     assert "data=1, fsdp=1, tensor=8 on 2 slices or nodes" in message
     assert "mesh.tensor=8" in message and "mesh.fast_within=all" in message
-    assert place((1, 1, 8), found, "all").shape == (1, 1, 8)
-    assert place((1, 1, 8), found, "process").shape == (1, 1, 8)
+    assert arrange((1, 1, 8), found, "all").shape == (1, 1, 8)
+    assert arrange((1, 1, 8), found, "process").shape == (1, 1, 8)
 
 
 def test_two_slices_of_a_tpu_pod():
