@@ -36,7 +36,9 @@ def open_mesh(config: Config, *, trains: bool = True) -> jax.sharding.Mesh | Non
     sizes = set(section.sizes.values())
     if sizes == {1} or (jax.device_count() == 1 and sizes <= {1, -1}):
         return None
-    mesh = make_mesh(*section.sizes.values(), fast_within=section.fast_within)
+    mesh = make_mesh(
+        section.data, section.fsdp, section.tensor, fast_within=section.fast_within
+    )
     training, shards = config.training, batch_shards(mesh)
     groups = training.prompts_per_step // training.updates_per_step
     if trains and groups % shards:
