@@ -22,6 +22,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -56,8 +57,9 @@ MESHES = {
 EDGE = 1e-4
 """Distance between a random number and the edge of a token at which either may win."""
 
-# Eight devices share two cores, where one may come to a collective long after another.
-PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+# The devices' programs run in a pool of NPROC threads, by default one per core; waiting
+# for each other, devices would starve there, see tests/conftest.py.
+DEVICES = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "NPROC": "32"}
 
 RECIPE = recipes.pgpo(policy_gradient_weight=0.5, truncated_importance=None)
 
@@ -298,6 +300,7 @@ def train(sizes: tuple[int, int, int] = (2, 2, 2), seed: int = 0) -> dict:
         subprocess.run(
             [sys.executable, "-m", "jaxrl_post.cli", "train", *command],
             cwd=ROOT,
+            env=os.environ | DEVICES,
             check=True,
         )
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
@@ -359,7 +362,9 @@ def main() -> None:
 
     if not arguments.table:
         if any(("meshes", name) not in done for name in MESHES):
+            os.environ.update(DEVICES)
             jax.config.update("jax_num_cpu_devices", 8)
+            jax.config.update("jax_platforms", "cpu")
             for line in rows(science_problem(), MESHES):
                 if ("meshes", line["mesh"]) not in done:
                     keep(line)
