@@ -280,7 +280,7 @@ def compare(problem: Problem, name: str, one: Outcome, other: Outcome) -> dict:
     }
 
 
-def rows(problem: Problem, meshes: dict[str, tuple[int, int, int]]) -> Iterator[dict]:
+def rows(problem: Problem, meshes: dict[str, tuple[int, ...]]) -> Iterator[dict]:
     """A line for every mesh; the first is what the others are held against."""
     reference = None
     for name, sizes in meshes.items():
@@ -334,14 +334,26 @@ def table(lines: list[dict]) -> str:
         cells.append(f"{line['largest_gradient']:.1e}")
         cells += [f"{n / 1024:.0f}" for n in line["bytes"].values()]
         text.append(f"| {' | '.join(cells)} |")
-    for line in [x for x in lines if x["claim"] != "meshes"]:
-        base, final = line["base_and_final"]
-        seeds = ", ".join(f"{x:.3f}" for x in sorted(line["one_device"]))
-        text.append(
-            f"\n{line['config']} on {line['mesh']}: {line['score']} {base:.3f} → "
-            f"{final:.3f}; on one device, by seed: {seeds}."
-        )
     return "\n".join(text)
+
+
+def training_table(lines: list[dict]) -> str:
+    """The run on a mesh beside those on one device, in Markdown."""
+    text = ["| config | mesh | seed | base → final | on one device, by seed |"]
+    text.append("|---|---|---|---|---|")
+    for line in [x for x in lines if x["claim"] != "meshes"]:
+        scores = " → ".join(f"{x:.3f}" for x in line["base_and_final"])
+        one = ", ".join(f"{x:.3f}" for x in line["one_device"])
+        cells = [line["config"], line["mesh"], str(line["seed"]), scores, one]
+        text.append(f"| {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def read() -> list[dict]:
+    """The lines that there are."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
 
 
 def main() -> None:
@@ -349,9 +361,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="train on 2x2x2 as well")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
-    lines = []
-    if RESULTS.exists():
-        lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    lines = read()
     done = {(line["claim"], line["mesh"]) for line in lines}
 
     def keep(line):
@@ -370,7 +380,7 @@ def main() -> None:
                     keep(line)
         if arguments.train and ("training on a mesh", "2x2x2") not in done:
             keep(train())
-    print(table(lines))
+    print(table(lines), training_table(lines), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import re
 import sys
 
 import compare
+import mesh_table
 from quickstart_seeds import RESULTS, ROOT, WEIGHTS, table
 
 
@@ -46,6 +47,10 @@ def main() -> None:
         "README.md": {"base": base_table(), "quickstart": table(rows)},
         "docs/sdpo.md": {"distillation": study_table("distillation")},
         "docs/hapo.md": {"mixed": study_table("mixed")},
+        "docs/devices.md": {
+            "meshes": mesh_table.table(mesh_table.read()),
+            "mesh-training": mesh_table.training_table(mesh_table.read()),
+        },
     }
     stale = [name for name, tables in pages.items() if rewrite(name, tables)]
     if "--check" in sys.argv:
