@@ -37,5 +37,6 @@ def run(arguments: argparse.Namespace) -> int:
     device = report.device
     print(f"{device['count']} x {device['kind']} ({device['platform']})")
     print(", ".join(f"{name} {number}" for name, number in report.versions.items()))
-    print("passed" if report.passed else "FAILED")
+    seconds = sum(report.seconds.values())
+    print(f"{'passed' if report.passed else 'FAILED'} in {seconds:.0f} s")
     return 0 if report.passed else 1

@@ -38,7 +38,7 @@ def failed(check, capsys, monkeypatch):
     )
     assert cli.main(["selftest"]) == 1
     output = capsys.readouterr().out
-    assert output.endswith("FAILED\n")
+    assert "\nFAILED in " in output
     return output
 
 
