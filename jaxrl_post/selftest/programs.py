@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 from jaxrl_post import models, recipes
+from jaxrl_post.errors import InputError
 from jaxrl_post.generation import Rollouts, Sampler
 from jaxrl_post.models import DecoderConfig, Policy, decoder
 from jaxrl_post.recipes import Batch
@@ -35,19 +37,36 @@ _ATTENTION = DecoderConfig(
     num_kv_heads=2,
     head_dim=64,  # what the kernels take
 )
+_TOKENS = 256
 _WIDTH, _TIME, _GROUP = 8, 12, 2
 
 
 def programs(compute_dtype: Any) -> Mapping[str, Policy]:
-    """The same decoder by every attention that this platform offers, by name."""
-    return {"plain": decoder(_ATTENTION, compute_dtype=compute_dtype)}
+    """The same decoder by every attention that this platform offers, by name; the
+    first is the one that the others' gradients are held against."""
+    registry = "jaxrl_post.models.attention"
+    if importlib.util.find_spec(registry) is None:
+        return {"plain": decoder(_ATTENTION, compute_dtype=compute_dtype)}
+    names = importlib.import_module(registry).IMPLEMENTATIONS
+    tokens = np.zeros((2, _TOKENS), np.int32)
+    offered = {}
+    for name in [name for name in names if name != "auto"]:
+        how: dict[str, Any] = {"attention": name}
+        policy = decoder(_ATTENTION, compute_dtype=compute_dtype, **how)
+        params = jax.eval_shape(policy.init, jax.random.key(0))
+        try:
+            jax.eval_shape(policy.hidden, params, tokens, tokens, tokens)
+        except InputError:  # of another platform, or not for this dtype
+            continue
+        offered[name] = policy
+    return offered
 
 
 def check_attention() -> Iterator[Measured]:
     """A decoder layer by every program: forward against NumPy in float64, the gradient
     against the first program's. Contexts are padded on either side."""
     rng = np.random.default_rng(1)
-    time = 256
+    time = _TOKENS
     tokens = rng.integers(0, _ATTENTION.vocab_size, (2, time))
     segments = np.stack([np.arange(time) >= 37, np.arange(time) < 201]).astype(np.int32)
     positions = np.maximum(segments.cumsum(1) - 1, 0)

@@ -57,8 +57,7 @@ def open_model(
     """Policy, parameters (on the mesh, if any) and tokenizer.
 
     Raises:
-      InputError: no such model, one without a tokenizer, or one that cannot be laid
-        out on the mesh.
+      InputError: no such model, or one without a tokenizer.
     """
     section = config.model
     policy, params, tokenizer = models.load(
