@@ -96,7 +96,7 @@ class Outcome:
 
     Attributes:
       random: ``[B, T]`` tokens of zero logits.
-      tokens: ``[B, T]`` tokens of the model.
+      tokens, mask: ``[B, T]`` tokens of the model, and which there are.
       logps: ``[B, T]`` of the tokens that the reference sampled.
       metrics: of the update.
       grads: pytree.
@@ -106,6 +106,7 @@ class Outcome:
 
     random: np.ndarray
     tokens: np.ndarray
+    mask: np.ndarray
     logps: np.ndarray
     metrics: dict[str, float]
     grads: Any
@@ -122,7 +123,9 @@ def science_problem() -> Problem:
     return Problem(policy, jax.device_get(params), contexts, mask)
 
 
-def measure(problem: Problem, sizes: tuple[int, int, int], reference=None) -> Outcome:
+def measure(
+    problem: Problem, sizes: tuple[int, ...], reference: Outcome | None = None
+) -> Outcome:
     """The outcome on one mesh; `reference` is that of 1x1x1, whose tokens are used."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     params = shard(problem.params, problem.policy.logical_axes, mesh, problem.rules)
@@ -139,7 +142,7 @@ def measure(problem: Problem, sizes: tuple[int, int, int], reference=None) -> Ou
     sampler = generation.Sampler(
         dataclasses.replace(problem.policy, hidden=hidden),
         max_new_tokens=problem.length,
-        slots=None,
+        stop_tokens=problem.policy.config.stop_token_ids,
     )
     generate = functools.partial(
         sampler.generate,
@@ -153,7 +156,8 @@ def measure(problem: Problem, sizes: tuple[int, int, int], reference=None) -> Ou
         silent = {**params, name: jnp.zeros_like(params[name])}
         random = generate(silent)
         rollouts = generate(params)
-    batch = make_batch(problem, rollouts.tokens if reference is None else reference)
+    given = reference or rollouts
+    batch = make_batch(problem, given.tokens, given.mask)
     logps = make_score_step(problem.policy, mesh=mesh)(params, batch)
     optimizer = optax.chain(record(), optax.adamw(1e-3))
     state = init_state(params, optimizer, RECIPE, problem.key)
@@ -169,6 +173,7 @@ def measure(problem: Problem, sizes: tuple[int, int, int], reference=None) -> Ou
     return Outcome(
         random=random.tokens,
         tokens=rollouts.tokens,
+        mask=rollouts.mask,
         logps=np.asarray(logps),
         metrics={k: float(v) for k, v in jax.device_get(metrics).items()},
         grads=jax.device_get(state.opt_state[0]),
@@ -191,12 +196,11 @@ def record() -> optax.GradientTransformation:
     )
 
 
-def make_batch(problem: Problem, tokens: np.ndarray) -> Batch:
-    """Sampled tokens with made-up lengths and advantages; the teacher sees a context
-    that the policy did not."""
+def make_batch(problem: Problem, tokens: np.ndarray, mask: np.ndarray) -> Batch:
+    """Sampled tokens with made-up advantages; the teacher sees a context that the
+    policy did not."""
     rng = np.random.default_rng(5)
-    rows, time = tokens.shape
-    mask = np.arange(time) < rng.integers(time // 2, time + 1, rows)[:, None]
+    rows = len(tokens)
     return Batch(
         contexts=problem.contexts.astype(np.int32),
         context_mask=np.asarray(problem.mask) != 0,
@@ -272,6 +276,7 @@ def compare(problem: Problem, name: str, one: Outcome, other: Outcome) -> dict:
         "rows_that_differ": int(differ.sum()),
         "unexplained": unexplained(problem, one.tokens, other.tokens),
         "logps": distance(one.logps, other.logps),
+        "largest_logp": distance(one.logps, np.zeros_like(one.logps)),
         "loss": abs(one.metrics["loss"] - other.metrics["loss"]),
         "gradient": distance(one.grads, other.grads),
         "largest_gradient": distance(one.grads, zeros),
@@ -284,7 +289,7 @@ def rows(problem: Problem, meshes: dict[str, tuple[int, ...]]) -> Iterator[dict]
     """A line for every mesh; the first is what the others are held against."""
     reference = None
     for name, sizes in meshes.items():
-        outcome = measure(problem, sizes, reference and reference.tokens)
+        outcome = measure(problem, sizes, reference)
         reference = reference or outcome
         yield compare(problem, name, reference, outcome)
 
