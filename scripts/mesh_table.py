@@ -41,7 +41,7 @@ from jaxrl_post.models import Policy
 from jaxrl_post.recipes import Batch
 from jaxrl_post.sharding import make_mesh, shard
 from jaxrl_post.training import make_update_step
-from jaxrl_post.training.state import init_state
+from jaxrl_post.training.state import TrainState, init_state
 from jaxrl_post.training.update import make_score_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,8 +100,9 @@ class Outcome:
       logps: ``[B, T]`` of the tokens that the reference sampled.
       metrics: of the update.
       grads: pytree.
-      bytes: of parameters, optimizer state, teacher and cache.
-      shardings: of the same, by name; of the cache that of one layer's keys.
+      bytes: of parameters, optimizer state, teacher and cache, after the update.
+      shardings: of the same, by name, as the update is given them; of the cache that
+        of one layer's keys.
     """
 
     random: np.ndarray
@@ -161,15 +162,11 @@ def measure(
     logps = make_score_step(problem.policy, mesh=mesh)(params, batch)
     optimizer = optax.chain(record(), optax.adamw(1e-3))
     state = init_state(params, optimizer, RECIPE, problem.key)
+    layout = {name: jax.tree.map(lambda x: x.sharding, t) for name, t in parts(state)}
     update = make_update_step(problem.policy, RECIPE, optimizer, mesh=mesh)
     state, metrics = update(state, batch)
     cache, shape, dtype = seen[-1]
     layers = 2 * problem.policy.config.num_layers  # keys and values
-    trees = {
-        "parameters": state.trainable,
-        "optimizer": state.opt_state[1],
-        "teacher": state.teacher,
-    }
     return Outcome(
         random=random.tokens,
         tokens=rollouts.tokens,
@@ -178,14 +175,17 @@ def measure(
         metrics={k: float(v) for k, v in jax.device_get(metrics).items()},
         grads=jax.device_get(state.opt_state[0]),
         bytes={
-            **{k: device_bytes(tree) for k, tree in trees.items()},
+            **{name: device_bytes(tree) for name, tree in parts(state)},
             "cache": layers * math.prod(cache.shard_shape(shape)) * dtype.itemsize,
         },
-        shardings={
-            **{k: jax.tree.map(lambda x: x.sharding, t) for k, t in trees.items()},
-            "cache": cache,
-        },
+        shardings={**layout, "cache": cache},
     )
+
+
+def parts(state: TrainState) -> list[tuple[str, Any]]:
+    """What devices hold of a state, by name."""
+    trees = (state.trainable, state.opt_state[1], state.teacher)
+    return [*zip(("parameters", "optimizer", "teacher"), trees, strict=True)]
 
 
 def record() -> optax.GradientTransformation:
@@ -228,35 +228,42 @@ def device_bytes(tree: Any) -> int:
     return max(held.values())
 
 
-def unexplained(problem: Problem, tokens: np.ndarray, others: np.ndarray) -> list[int]:
-    """Rows whose first differing token was no close call.
-
-    A call is close where a random number moved by `EDGE` gives the other token.
-    """
+def unexplained(
+    problem: Problem, tokens: np.ndarray, others: np.ndarray, edge: float = EDGE
+) -> list[int]:
+    """Rows whose first differing token was no close call: one where a random number
+    moved by `edge` gives the other token."""
     wrong = []
     for row in np.flatnonzero((tokens != others).any(1)):
         at = int(np.argmax(tokens[row] != others[row]))
-        prompt = row // problem.group_size
-        context = problem.contexts[prompt][np.asarray(problem.mask[prompt]) != 0]
-        ids = jnp.asarray(np.concatenate([context, tokens[row, :at]]))[None]
-        hidden, _ = problem.policy.hidden(
-            problem.params, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
-        )
-        logits = vocabulary.logits(
-            hidden[:, -1],
-            problem.policy.unembedding(problem.params),
-            vocab_size=problem.policy.vocab_size,
-        )
-        own = jax.random.fold_in(problem.key, row)
-        uniforms = jax.random.uniform(own, (problem.length, 2))[at]
-        moves = np.array([*itertools.product((-EDGE, 0.0, EDGE), repeat=2)])
-        near = choose_tokens(
-            jnp.repeat(logits, len(moves), axis=0),
-            jnp.clip(uniforms[None] + moves.astype(np.float32), 0, 1),
-        ).tokens.tolist()
-        if not {int(tokens[row, at]), int(others[row, at])} <= {*near}:
+        near = near_tokens(problem, tokens, row, at, edge)
+        if not {int(tokens[row, at]), int(others[row, at])} <= near:
             wrong.append(int(row))
     return wrong
+
+
+def near_tokens(
+    problem: Problem, tokens: np.ndarray, row: int, at: int, edge: float
+) -> set[int]:
+    """What token `at` of a row may be, its random numbers moved by up to `edge`."""
+    prompt = row // problem.group_size
+    context = problem.contexts[prompt][np.asarray(problem.mask[prompt]) != 0]
+    ids = jnp.asarray(np.concatenate([context, tokens[row, :at]]))[None]
+    hidden, _ = problem.policy.hidden(
+        problem.params, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids)
+    )
+    logits = vocabulary.logits(
+        hidden[:, -1],
+        problem.policy.unembedding(problem.params),
+        vocab_size=problem.policy.vocab_size,
+    )
+    own = jax.random.fold_in(problem.key, row)
+    uniforms = jax.random.uniform(own, (problem.length, 2))[at]
+    moves = np.array([*itertools.product((-edge, 0.0, edge), repeat=2)], np.float32)
+    near = choose_tokens(
+        jnp.repeat(logits, len(moves), axis=0), jnp.clip(uniforms[None] + moves, 0, 1)
+    )
+    return {*near.tokens.tolist()}
 
 
 def compare(problem: Problem, name: str, one: Outcome, other: Outcome) -> dict:
