@@ -91,6 +91,7 @@ def test_a_wrong_trainer_is_seen(capsys, monkeypatch):
     assert "WRONG log-probs of sampler and trainer" in output
 
 
+@pytest.mark.slow
 def test_a_wrong_mesh_is_seen(capsys, monkeypatch):
     right = programs.make_update_step
 
