@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.sharding.mesh import BATCH_AXES
+from jaxrl_post.sharding.processes import place
 
 Rules = Mapping[str, str | Sequence[str] | None]
 
@@ -130,7 +131,8 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
             f"{dict(mesh.shape)}); pad these with masked rows:\n  "
             + "\n  ".join(problems)
         )
-    return jax.device_put(batch, batch_sharding(mesh))
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: place(leaf, sharding), batch)
 
 
 def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -11,7 +11,9 @@ from jaxrl_post.errors import InputError
 from jaxrl_post.generation import tokenize_prompts
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.recipes.groups import Demonstrations
+from jaxrl_post.sharding import processes
 from jaxrl_post.tasks import Task
+from jaxrl_post.training.judging import judge_rows
 from jaxrl_post.types import Verdict
 
 _OPENING = "<think>\n"
@@ -78,8 +80,10 @@ class DemonstrationStore:
             for i, ids in zip(found, encoded, strict=True)
         }
         fits = [i for i in found if len(self._tokens[i]) <= max_new_tokens]
-        verdicts = pool.judge(
-            task.judge, prompts.take(fits), [self._texts[i] or "" for i in fits]
+        asked, answers = prompts.take(fits), [self._texts[i] or "" for i in fits]
+        verdicts = processes.in_shares(
+            len(fits),
+            lambda rows: judge_rows(pool, task.judge, asked, answers[rows], rows),
         )
         self._verdicts = dict(zip(fits, verdicts, strict=True))
         verified = sum(map(_is_success, verdicts))

@@ -12,11 +12,12 @@ import chex
 import jax
 import numpy as np
 
-from jaxrl_post.generation import Sampler, decode_responses, encode_prompts
+from jaxrl_post.generation import Sampler, encode_prompts
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.tasks import Task
 from jaxrl_post.training.config import Config, EvaluationConfig
+from jaxrl_post.training.judging import read_and_judge
 from jaxrl_post.training.setup import open_mesh, open_model, open_sampler, open_task
 from jaxrl_post.training.statistics import evaluation_metrics
 from jaxrl_post.training.widths import fit_width, pad_left
@@ -111,9 +112,15 @@ class Evaluator:
             rollouts = block.sampler.generate(
                 params, block.contexts, block.mask, group_size=samples, key=key
             )
-        texts = decode_responses(self._tokenizer, rollouts.tokens, rollouts.mask)
         repeated = prompts.take(np.repeat(np.arange(len(prompts)), samples).tolist())
-        verdicts = self._pool.judge(block.task.judge, repeated, texts)
+        _, verdicts = read_and_judge(
+            self._tokenizer,
+            self._pool,
+            block.task.judge,
+            repeated,
+            rollouts.tokens,
+            rollouts.mask,
+        )
 
         def grouped(values):
             return [values[i : i + samples] for i in range(0, len(values), samples)]
@@ -163,7 +170,7 @@ def evaluate_run(config: Config, run_dir: Path | None = None) -> dict[str, float
     if run_dir is None:
         policy, params, tokenizer = open_model(config, mesh)
     else:
-        policy, params, tokenizer = load_policy(run_dir)
+        policy, params, tokenizer = load_policy(run_dir, mesh)
     with JudgePool(config.run.judge_workers, timeout=config.task.judge_timeout) as pool:
         evaluator = Evaluator(config, policy, tokenizer, pool, mesh=mesh, tasks=tasks)
         return evaluator(params)

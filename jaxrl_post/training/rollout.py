@@ -15,7 +15,6 @@ import numpy as np
 from jaxrl_post.errors import InputError
 from jaxrl_post.generation import (
     Sampler,
-    decode_responses,
     encode_prompts,
     pad_contexts,
 )
@@ -30,6 +29,7 @@ from jaxrl_post.training.assembly import (
 )
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.judging import read_and_judge
 from jaxrl_post.training.posteriors import Posteriors
 from jaxrl_post.training.prefixes import continue_prefixes
 from jaxrl_post.training.widths import fit_width, pad_left
@@ -225,8 +225,7 @@ class Collector:
         rollouts = self._generate(params, contexts, mask, size, key)
         times["time/generate"] += time.perf_counter() - start
         start = time.perf_counter()
-        texts = decode_responses(self._tokenizer, rollouts.tokens, rollouts.mask)
-        verdicts = self._judge(encoded.prompts, texts)
+        texts, verdicts = self._judge(encoded.prompts, rollouts.tokens, rollouts.mask)
         times["time/judge"] += time.perf_counter() - start
         return make_groups(encoded.prompts, contexts, mask, rollouts, texts, verdicts)
 
@@ -236,10 +235,13 @@ class Collector:
                 params, contexts, mask, group_size=size, key=key
             )
 
-    def _judge(self, prompts, texts):
-        """Verdicts of as many texts to each prompt, in rows ``p * G + g``."""
-        rows = np.repeat(np.arange(len(prompts)), len(texts) // len(prompts)).tolist()
-        return self._pool.judge(self._task.judge, prompts.take(rows), texts)
+    def _judge(self, prompts, tokens, mask):
+        """Texts and verdicts of G answers to each prompt, in rows ``p * G + g``."""
+        rows = np.repeat(np.arange(len(prompts)), len(tokens) // len(prompts))
+        asked = prompts.take(rows.tolist())
+        return read_and_judge(
+            self._tokenizer, self._pool, self._task.judge, asked, tokens, mask
+        )
 
     def _demonstrate(
         self, params, key, groups: Groups, moment: Moment
@@ -279,8 +281,7 @@ class Collector:
             jax.random.fold_in(key, _OF_PREFIX),
         )
         whole = continue_prefixes(given, kept, goes_on, rollouts)
-        texts = decode_responses(self._tokenizer, whole.tokens, whole.mask)
-        verdicts = self._judge(groups.prompts, texts)
+        texts, verdicts = self._judge(groups.prompts, whole.tokens, whole.mask)
         judged = np.array([v.reward is not None for v in verdicts])
         rewards = np.array([v.reward or 0.0 for v in verdicts], np.float32)
         return replace(

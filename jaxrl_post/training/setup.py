@@ -34,7 +34,8 @@ def open_mesh(config: Config, *, trains: bool = True) -> jax.sharding.Mesh | Non
             f"{nearest(unknown[0], RULES)}"
         )
     sizes = set(section.sizes.values())
-    if sizes == {1} or (jax.device_count() == 1 and sizes <= {1, -1}):
+    alone = jax.process_count() == 1
+    if alone and (sizes == {1} or (jax.device_count() == 1 and sizes <= {1, -1})):
         return None
     mesh = make_mesh(
         section.data, section.fsdp, section.tensor, fast_within=section.fast_within

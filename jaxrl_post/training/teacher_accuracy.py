@@ -9,11 +9,12 @@ import chex
 import jax
 import numpy as np
 
-from jaxrl_post.generation import Sampler, decode_responses
+from jaxrl_post.generation import Sampler
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.tasks import Task
+from jaxrl_post.training.judging import read_and_judge
 from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.training.teacher_contexts import TeacherContexts
 
@@ -83,9 +84,14 @@ def teacher_accuracy(
             key=key,
         )
     count = len(asked) * samples
-    texts = decode_responses(tokenizer, rollouts.tokens[:count], rollouts.mask[:count])
-    prompts = groups.prompts.take(np.repeat(asked, samples).tolist())
-    verdicts = pool.judge(task.judge, prompts, texts)
+    _, verdicts = read_and_judge(
+        tokenizer,
+        pool,
+        task.judge,
+        groups.prompts.take(np.repeat(asked, samples).tolist()),
+        rollouts.tokens[:count],
+        rollouts.mask[:count],
+    )
     own = [_own_accuracy(groups, int(p)) for p in asked]
     return {
         "teacher/accuracy": float(np.mean([bool(v.success) for v in verdicts])),

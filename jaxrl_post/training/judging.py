@@ -1,0 +1,50 @@
+"""Sampled tokens as texts and verdicts, each process judging its share of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrl_post.generation import decode_responses
+from jaxrl_post.generation.rollouts import Array
+from jaxrl_post.isolation import JudgePool
+from jaxrl_post.sharding import processes
+from jaxrl_post.types import Judge, Prompts, Verdict
+
+
+def read_and_judge(
+    tokenizer: Any,
+    pool: JudgePool,
+    judge: Judge,
+    prompts: Prompts,
+    tokens: Array,
+    mask: Array,
+) -> tuple[list[str], list[Verdict]]:
+    """Texts and verdicts of answers, the same in every process.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      pool: of this process.
+      judge: of the task.
+      prompts: one for each answer.
+      tokens, mask: ``[B, T]``, as sampled.
+
+    Raises:
+      InputError: the judge cannot be run in one of the processes.
+    """
+
+    def own(rows: slice) -> list[tuple[str, Verdict]]:
+        texts = decode_responses(tokenizer, tokens[rows], mask[rows])
+        verdicts = judge_rows(pool, judge, prompts, texts, rows)
+        return list(zip(texts, verdicts, strict=True))
+
+    both = processes.in_shares(len(prompts), own)
+    return [text for text, _ in both], [verdict for _, verdict in both]
+
+
+def judge_rows(
+    pool: JudgePool, judge: Judge, prompts: Prompts, texts: Sequence[str], rows: slice
+) -> list[Verdict]:
+    """The verdicts of the answers to some of the prompts."""
+    asked = prompts.take(list(range(*rows.indices(len(prompts)))))
+    return list(pool.judge(judge, asked, texts)) if len(asked) else []
