@@ -1,15 +1,15 @@
 """Checkpoints of a run, through Orbax: each whole or not there, and known to be right.
 
 Orbax writes into a temporary folder and renames it, so that a process that dies leaves
-a whole checkpoint or none. Disks and hands do damage later: each array's SHA-256, taken
-in memory before the array is written, goes with the checkpoint and is compared when it
-is read.
+a whole checkpoint or none. Disks and hands do damage later: each array's checksum,
+taken in memory before the array is written, goes with the checkpoint and is compared
+when it is read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxrl_post.errors import InputError
+from jaxrl_post.sharding import processes
+from jaxrl_post.training.fingerprints import SHA256, SUMS, checksums, kind_for
 from jaxrl_post.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -59,9 +61,12 @@ class Checkpoints:
         self._folder = (Path(run_dir) / FOLDER).absolute()
         self._best, self._about = best, dict(about or {})
         self._scores: dict[int, float] = {}
+        self._failures: list[Exception] = []
         self._manager = ocp.CheckpointManager(
             self._folder,
-            item_handlers=ocp.StandardCheckpointHandler(),
+            item_handlers=_watch(
+                ocp.StandardCheckpointHandler(), self._failures.append
+            ),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_Preservation(keep, self._scores),
                 enable_async_checkpointing=True,
@@ -80,7 +85,7 @@ class Checkpoints:
 
     def about(self, step: int) -> dict[str, Any]:
         """What was saved with a checkpoint besides its arrays: ``about``, the
-        ``metrics`` of its step and the arrays' ``sha256``; empty if unreadable."""
+        ``metrics`` of its step and the arrays' checksums; empty if unreadable."""
         try:
             return dict(self._manager.metadata(step).custom_metadata or {})
         except Exception as error:
@@ -97,7 +102,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self.wait()
         arrays = _flatten(state)
+        kind = kind_for(arrays)
         self._note_score(step, metrics or {})
         self._manager.save(
             step,
@@ -107,7 +114,7 @@ class Checkpoints:
                 "metrics": {self._best: self._scores[step]}
                 if step in self._scores
                 else {},
-                "sha256": _digests(arrays),
+                kind: checksums(arrays, kind),
             },
         )
 
@@ -157,12 +164,7 @@ class Checkpoints:
         """
         step = self.latest() if step is None else step
         wanted = _flatten(like)
-        found = self._read(step, lambda: self._manager.item_metadata(step))
-        found = dict(getattr(found, "tree", found) or {})
-        if not found:
-            raise DamagedCheckpoint(
-                f"{self._folder / str(step)}: damaged: the list of its arrays is gone."
-            )
+        found = self._list(step)
         problems = [f"missing: {name}" for name in wanted if name not in found]
         problems += [f"not expected: {name}" for name in found if name not in wanted]
         problems += [
@@ -188,15 +190,42 @@ class Checkpoints:
         """
         if (step := self.latest()) is None:
             raise InputError(f"{self._folder}: there is no checkpoint yet.")
-        return self._verified(step, None)
+        # As NumPy's: the devices that they lay on may not be there.
+        abstract = {
+            name: np.broadcast_to(np.zeros((), found.dtype), found.shape)
+            for name, found in self._list(step).items()
+        }
+        return self._verified(step, abstract)
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Orbax would wait long for a process that has failed to write its part: what
+        kept one of them from it is raised in all.
+        """
+        if jax.process_count() == 1:
+            self._manager.wait_until_finished()
+            return
+        waiting = ThreadPoolExecutor(1)
+        saved = waiting.submit(self._manager.wait_until_finished)
+        waiting.shutdown(wait=False)
+
+        def is_saving() -> bool:
+            if self._failures:
+                raise self._failures[0]
+            if not saved.done():
+                return True
+            saved.result()  # its error, if any
+            return False
+
+        pause = 0.01
+        while any(processes.gather(is_saving)):
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
 
     def close(self) -> None:
         """Finishes saving and lets go of the folder."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     def preempted(self, step: int) -> bool:
@@ -207,18 +236,33 @@ class Checkpoints:
         """
         return self._manager.reached_preemption(step)
 
+    def _list(self, step: int | None) -> dict[str, Any]:
+        """What a checkpoint holds, unread."""
+
+        def read() -> dict[str, Any]:
+            found = self._read(step, lambda: self._manager.item_metadata(step))
+            if found := dict(getattr(found, "tree", found) or {}):
+                return found
+            raise DamagedCheckpoint(
+                f"{self._folder / str(step)}: damaged: the list of its arrays is gone."
+            )
+
+        return processes.together(read)
+
     def _verified(self, step: int | None, abstract: Any) -> dict[str, Any]:
-        args = ocp.args.StandardRestore(*(() if abstract is None else (abstract,)))
-        arrays = self._read(step, lambda: self._manager.restore(step, args=args))
-        saved = self.about(step).get("sha256") if step is not None else None
-        if not saved:
+        args = ocp.args.StandardRestore(abstract)
+        # Before the checksums, which all processes compute together or none.
+        arrays = processes.together(
+            lambda: self._read(step, lambda: self._manager.restore(step, args=args))
+        )
+        about = self.about(step) if step is not None else {}
+        kind = next((kind for kind in (SHA256, SUMS) if about.get(kind)), None)
+        if kind is None:
             raise DamagedCheckpoint(
                 f"{self._folder / str(step)}: damaged: there are no checksums."
             )
-        now = _digests(arrays)
-        # None: spread over several processes, none of which sees it whole.
-        known = {name for name, digest in now.items() if digest and saved.get(name)}
-        if wrong := sorted(name for name in known if now[name] != saved[name]):
+        saved, now = about[kind], checksums(arrays, kind)
+        if wrong := sorted(name for name in now if now[name] != saved.get(name)):
             raise DamagedCheckpoint(
                 f"{self._folder / str(step)}: damaged: {', '.join(wrong)} differ(s) "
                 "from what was saved."
@@ -253,6 +297,35 @@ class Checkpoints:
             self._scores[step] = float(value)
 
 
+def _watch(handler: Any, report: Callable[[Exception], None]) -> Any:
+    """The handler; tells at once what keeps this process's arrays from being written.
+
+    Orbax tells when the other processes have written theirs, or have waited in vain.
+    """
+    save = handler.async_save
+
+    async def async_save(*args: Any, **kwargs: Any) -> list[Any]:
+        futures = await save(*args, **kwargs) or []
+        return [_Watched(future, report) for future in futures]
+
+    handler.async_save = async_save
+    return handler
+
+
+class _Watched:
+    """A future of Orbax's that reports its failure."""
+
+    def __init__(self, future: Any, report: Callable[[Exception], None]) -> None:
+        self._future, self._report = future, report
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self._future.result(timeout=timeout)
+        except Exception as error:
+            self._report(error)
+            raise
+
+
 class _Preservation:
     """Which checkpoints stay: the newest, and the one with the greatest score.
 
@@ -274,11 +347,14 @@ class _Preservation:
         return [info.step in stay for info in checkpoints]
 
 
-def load_policy(run_dir: str | Path) -> tuple[Any, Any, Any]:
+def load_policy(
+    run_dir: str | Path, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Any, Any, Any]:
     """Policy, parameters and tokenizer of a run, as its newest checkpoint has them.
 
     Args:
       run_dir: the run's folder, with its ``config.yaml``.
+      mesh: that the parameters are to lie on, if any.
 
     Raises:
       InputError: there is no checkpoint.
@@ -294,11 +370,11 @@ def load_policy(run_dir: str | Path) -> tuple[Any, Any, Any]:
         saved = checkpoints.arrays()
     finally:
         checkpoints.close()
-    policy, params, tokenizer = open_model(config)
+    policy, params, tokenizer = open_model(config, mesh)
 
     def newest(path, leaf):
         name = f".trainable{jax.tree_util.keystr(path)}"
-        return jax.device_put(saved[name], leaf.sharding) if name in saved else leaf
+        return processes.place(saved[name], leaf.sharding) if name in saved else leaf
 
     return policy, jax.tree_util.tree_map_with_path(newest, params), tokenizer
 
@@ -307,22 +383,6 @@ def _raise_unless_damage(error: Exception) -> None:
     """A machine without memory for a checkpoint says nothing about the checkpoint."""
     if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
         raise error
-
-
-def _digests(arrays: Mapping[str, Any]) -> dict[str, str | None]:
-    """SHA-256 of each array's dtype, shape and bytes; None for those that this process
-    holds only a part of."""
-    with ThreadPoolExecutor() as pool:  # hashing large buffers lets other threads run
-        return dict(zip(arrays, pool.map(_digest, arrays.values()), strict=True))
-
-
-def _digest(array: Any) -> str | None:
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return None
-    host = np.asarray(array)
-    digest = hashlib.sha256(f"{host.dtype} {host.shape} ".encode())
-    digest.update(np.ascontiguousarray(host).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:
