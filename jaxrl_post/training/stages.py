@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -64,6 +65,7 @@ class Stage:
         before: TrainState,
         optimizer: optax.GradientTransformation,
         questions: int | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> TrainState:
         """The state before the stage's first step.
 
@@ -77,6 +79,7 @@ class Stage:
           before: the last state of the stage before; not to be used any more.
           optimizer: of this stage.
           questions: of its task.
+          mesh: that the state lies on, if any.
         """
         state = init_state(
             before.trainable,
@@ -86,6 +89,7 @@ class Stage:
             frozen=before.frozen,
             questions=questions,
             spike_window=self.spike_window,
+            mesh=mesh,
         )
         cursor = jnp.zeros_like(before.cursor) if self.own_task else before.cursor
         return state.replace(step=before.step, cursor=cursor)

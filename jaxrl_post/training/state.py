@@ -12,6 +12,7 @@ import optax
 from flax import struct
 
 from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.sharding.processes import replicate
 from jaxrl_post.training.spikes import empty_window
 
 
@@ -61,6 +62,7 @@ def init_state(
     frozen: chex.ArrayTree | None = None,
     questions: int | None = None,
     spike_window: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -72,6 +74,7 @@ def init_state(
       frozen: parameters that complete `params` but are not trained.
       questions: R, of the task, for recipes with a `posterior_discount`.
       spike_window: updates that the guard against spikes looks back on; None: no guard.
+      mesh: that `params` lie on, if any.
     """
     own_teacher = recipe.teacher.keeps_parameters
     remembers = recipe.posterior_discount is not None and questions is not None
@@ -79,7 +82,7 @@ def init_state(
     def zero():  # arrays of one's own: a donated buffer must not appear twice
         return jnp.zeros((), jnp.int32)
 
-    return TrainState(
+    state = TrainState(
         step=zero(),
         update=zero(),
         skipped=zero(),
@@ -93,6 +96,7 @@ def init_state(
         cursor=zero(),
         norms=None if spike_window is None else empty_window(spike_window),
     )
+    return replicate(state, mesh)
 
 
 def merge_params(trainable: Any, frozen: Any) -> Any:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.batch import Batch, split_batch
@@ -158,7 +160,9 @@ def make_update_step(
         }
         return new_state, metrics
 
-    return _on_mesh(jax.jit(update, donate_argnums=0), mesh)
+    if mesh is None:
+        return jax.jit(update, donate_argnums=0)
+    return _on_mesh(_keeping_layout(update, mesh), mesh)
 
 
 def make_score_step(
@@ -245,6 +249,27 @@ def _teach(recipe: Recipe, state: TrainState, student: chex.ArrayTree):
         state.teacher,
         student,
     )
+
+
+def _keeping_layout(update: UpdateStep, mesh: jax.sharding.Mesh) -> UpdateStep:
+    """The update, jitted, whose new state lies where the old one lay.
+
+    Left to the compiler, a parameter may come out split in another way, and every
+    program that takes it would be compiled anew.
+    """
+    everywhere = NamedSharding(mesh, P())
+
+    @functools.cache
+    def program(tree, layout):
+        state = jax.tree.unflatten(tree, layout)
+        return jax.jit(update, donate_argnums=0, out_shardings=(state, None))
+
+    def run(state, batch):
+        leaves, tree = jax.tree.flatten(state)
+        layout = (x.sharding if x.committed else everywhere for x in leaves)
+        return program(tree, tuple(layout))(state, batch)
+
+    return run
 
 
 def _on_mesh(program: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
