@@ -45,6 +45,8 @@ class Signals:
         self.grace_seconds = grace_seconds
         self._end: threading.Timer | None = None
         self._in_step = False
+        # Others would wait for one that gives up what they are about.
+        self._alone = jax.process_count() == 1
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
         """Handles the first signal."""
@@ -55,8 +57,9 @@ class Signals:
         # The system's own handling ends the process whatever it is doing, inside a
         # compiled program too. Files are whole at every instant.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGALRM, self._give_up)
-        signal.setitimer(signal.ITIMER_REAL, self.grace_seconds / 2)
+        if self._alone:
+            signal.signal(signal.SIGALRM, self._give_up)
+            signal.setitimer(signal.ITIMER_REAL, self.grace_seconds / 2)
         self._end = threading.Timer(self.grace_seconds, self._leave)
         self._end.daemon = True
         self._end.start()
@@ -69,7 +72,7 @@ class Signals:
           StepGivenUp: half of the grace time is over; or nothing should be begun any
             more.
         """
-        if self.received is not None:
+        if self.received is not None and self._alone:
             raise StepGivenUp
         self._in_step = True
         try:
@@ -103,16 +106,14 @@ def signals(grace_seconds: float) -> Iterator[Signals]:
     """Notes SIGINT and SIGTERM instead of dying of them; a second SIGINT kills.
 
     In a thread other than the main one, where Python allows no handlers, it does
-    nothing. With several processes SIGTERM is left to jax, whose preemption service
-    makes all of them stop after the same step: see `Checkpoints.preempted`.
+    nothing. Of several processes one may get a signal alone: they agree on it after the
+    step, which none of them gives up.
     """
     noted = Signals(grace_seconds)
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    handled = [signal.SIGINT]
-    if jax.process_count() == 1:
-        handled.append(signal.SIGTERM)
+    handled = (signal.SIGINT, signal.SIGTERM)
     alarm = signal.getsignal(signal.SIGALRM)
     before = {signum: signal.signal(signum, noted.note) for signum in handled}
     try:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from jaxrl_post import models
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.recipes.recipe import Recipe
+from jaxrl_post.sharding.processes import fetch, gather, is_main, on_main, together
 from jaxrl_post.tasks import Task
 from jaxrl_post.training import faults, run_folder
 from jaxrl_post.training.checkpoints import Checkpoints
@@ -73,22 +75,27 @@ def run(
     run_dir = Path(config.run.dir)
     with ExitStack() as stack:
         stack.enter_context(run_folder.disk_errors(run_dir))
-        stack.enter_context(run_folder.owned(run_dir))
-        changes = run_folder.check_unchanged(
-            run_dir, config, allow_changes=allow_changes
+        _check_alike(config)
+        owned = run_folder.owned(run_dir)
+        on_main(lambda: stack.enter_context(owned))
+        run_folder.check_shared(run_dir)
+        changes = on_main(
+            lambda: run_folder.check_unchanged(
+                run_dir, config, allow_changes=allow_changes
+            )
         )
-        if row := run_folder.final_row(run_dir, stages[-1].last):
+        if row := on_main(lambda: run_folder.final_row(run_dir, stages[-1].last)):
             return RunResult(run_dir, None, row)
-        run_folder.clean(run_dir)
+        on_main(lambda: run_folder.clean(run_dir))
         noted = stack.enter_context(signals(config.run.grace_seconds))
         timeout = max(stage.config.task.judge_timeout for stage in stages)
         pool = stack.enter_context(JudgePool(config.run.judge_workers, timeout=timeout))
         try:
             with noted.step():
-                whole = _Run(config, stages, run_dir, pool)
+                whole = together(lambda: _Run(config, stages, run_dir, pool))
         except StepGivenUp:
             raise Interrupted(noted.received or signal.SIGTERM) from None
-        stack.callback(whole.checkpoints.close)
+        stack.push(whole.close)
         return whole.train(noted, progress, changes)
 
 
@@ -130,12 +137,13 @@ class _Run:
         messages = [f"changed: {line}" for line in changes]
         state, current = self._open_state(messages.append)
         first = int(state.step)
-        replace_text(self.dir / "config.yaml", self.config.to_yaml())
+        text = self.config.to_yaml()
+        on_main(lambda: replace_text(self.dir / "config.yaml", text))
         saved = self.checkpoints.latest()
         resumed = -1 if saved is None else first
         with (
-            MetricsWriter(self.dir, resumed_step=resumed) as writer,
-            progress(steps, first) as display,
+            _of_main(lambda: MetricsWriter(self.dir, resumed_step=resumed)) as writer,
+            _of_main(lambda: progress(steps, first)) as display,
         ):
             row: dict[str, Any] = {"step": first}
             for message in messages:
@@ -150,7 +158,7 @@ class _Run:
                         row |= self._evaluate(state)
                 except StepGivenUp:  # there is no step to save; it is begun anew
                     self._stop(noted.received, state, row, after=-1)
-                writer.write(row)
+                on_main(partial(writer.write, row))
                 display.update(0, row)
                 self._stop_if_asked(noted, state, row)
             else:
@@ -161,7 +169,9 @@ class _Run:
             for trainer in self.trainers[current:]:
                 stage, training = trainer.stage, trainer.config.training
                 if stage is not self.stages[current]:
-                    state = stage.begin(state, trainer.optimizer, len(trainer.task))
+                    state = stage.begin(
+                        state, trainer.optimizer, len(trainer.task), trainer.mesh
+                    )
                 every = training.evaluate_every
                 for step in range(int(state.step) + 1, stage.last + 1):
                     last = step == stage.last
@@ -173,7 +183,7 @@ class _Run:
                     except StepGivenUp:
                         self._stop(noted.received, state, row, after=step - 1)
                     # The row is on disk before the checkpoint that makes it final.
-                    writer.write(row)
+                    on_main(partial(writer.write, row))
                     display.update(step, row)
                     if skipped := row["update/skipped"]:
                         display.message(
@@ -187,14 +197,23 @@ class _Run:
                         self._stop_if_asked(noted, state, row)
         # The model says that the run is finished: all else is on disk before it.
         self.checkpoints.wait()
-        models.save(
-            self.policy,
-            merge_params(state.trainable, state.frozen),
-            self.tokenizer,
-            self.dir / run_folder.MODEL,
-            overwrite=True,
+        params = merge_params(state.trainable, state.frozen)
+        params = jax.tree.map(fetch, params)
+        on_main(
+            lambda: models.save(
+                self.policy,
+                params,
+                self.tokenizer,
+                self.dir / run_folder.MODEL,
+                overwrite=True,
+            )
         )
         return RunResult(self.dir, state, row)
+
+    def close(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Finishes saving, unless it would wait for a process that cannot."""
+        if error is None or jax.process_count() == 1:
+            self.checkpoints.close()
 
     def _open_state(self, report: Callable[[str], None]) -> tuple[TrainState, int]:
         """The state to go on from, and the index of the stage that it belongs to."""
@@ -208,6 +227,7 @@ class _Run:
                 jax.random.key(self.config.run.seed),
                 questions=len(trainer.task),
                 spike_window=trainer.stage.spike_window,
+                mesh=trainer.mesh,
             )
 
         state = self.checkpoints.resume(begun, report)
@@ -225,7 +245,8 @@ class _Run:
     def _stop_if_asked(self, noted: Signals, state: TrainState, row: Mapping) -> None:
         step = int(state.step)
         preempted = self.checkpoints.preempted(step)
-        if signum := noted.received or (signal.SIGTERM if preempted else None):
+        own = noted.received or (signal.SIGTERM if preempted else 0)
+        if signum := max(gather(lambda: own)):
             self._stop(signum, state, row, after=step)
 
     def _stop(
@@ -246,3 +267,35 @@ class _Run:
 def _open_task(stage: Stage) -> Task:
     section = stage.config.task
     return open_task(section.name, section.split, section.options, stage.key("task"))
+
+
+def _check_alike(config: Config) -> None:
+    """Refuses processes that were not told the same: they would wait for ever."""
+    trees = [run_folder.flat_keys(tree) for tree in gather(config.to_dict)]
+    for index, tree in enumerate(trees):
+        names = sorted({*tree, *trees[0]})
+        if wrong := [n for n in names if tree.get(n) != trees[0].get(n)]:
+            told = "".join(
+                f"\n  {n}: {trees[0].get(n)!r} and {tree.get(n)!r}" for n in wrong
+            )
+            raise InputError(
+                f"processes 0 and {index} were given different configs:{told}"
+            )
+
+
+def _of_main(make: Callable[[], Any]) -> Any:
+    """What process 0 alone opens; the others have something deaf in its place."""
+    return together(lambda: make() if is_main() else _Deaf())
+
+
+class _Deaf:
+    """Stands where process 0 has its metrics and its display."""
+
+    def __enter__(self) -> _Deaf:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None

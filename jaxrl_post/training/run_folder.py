@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import jax
 import yaml
 
 from jaxrl_post.errors import ConfigError, InputError
+from jaxrl_post.sharding import processes
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.metrics import FILE_NAME, read_metrics
 
@@ -21,6 +25,9 @@ MODEL = "model"
 """Where in a run's folder the trained model is written, for others to open."""
 
 _LOCK = "lock"
+
+_SEEN_WITHIN = 10
+"""Seconds until a file that one process made is there for another, on any network."""
 
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -89,6 +96,35 @@ def owned(run_dir: Path) -> Iterator[None]:
                     for path in new:
                         path.rmdir()
             raise
+
+
+def check_shared(run_dir: Path) -> None:
+    """Sees to it that all processes of the run have the same folder.
+
+    Raises:
+      InputError: one does not see what process 0 writes there.
+    """
+    if jax.process_count() == 1:
+        return
+    name = processes.on_main(lambda: f".seen-{secrets.token_hex(8)}")
+    processes.on_main((run_dir / name).touch)
+
+    def look() -> None:
+        end = time.monotonic() + _SEEN_WITHIN
+        while name not in os.listdir(run_dir):  # which asks a server anew
+            if time.monotonic() > end:
+                raise FileNotFoundError
+
+    try:
+        processes.together(look)
+    except (OSError, RuntimeError):
+        raise InputError(
+            f"run.dir={str(run_dir)!r}: not every process sees there what process 0 "
+            "writes; it has to be one folder, on a file system that they share."
+        ) from None
+    finally:
+        if processes.is_main():
+            (run_dir / name).unlink()
 
 
 def check_unchanged(
@@ -207,7 +243,7 @@ def _may_change(key: str, config: Config) -> bool:
 
 def _keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     """All keys of a config; of stages their order too, and the steps of each."""
-    flat = _flatten(tree)
+    flat = flat_keys(tree)
     if stages := tree.get("stages"):
         flat["stages"] = [*stages]
         steps = flat.pop("training.steps", None)
@@ -217,12 +253,13 @@ def _keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested keys, by their whole names."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{name}.")
+            flat |= flat_keys(value, f"{name}.")
         else:
             flat[name] = value
     return flat

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.models.policy import Policy
+from jaxrl_post.sharding import processes
 from jaxrl_post.tasks import Task
 from jaxrl_post.training import faults
 from jaxrl_post.training.assembly import cut_batch, make_batch
@@ -135,7 +137,8 @@ class Trainer:
         )
         begun = time.perf_counter()
         if training.updates_per_step > 1:
-            batch = batch.replace(old_logps=self.score(params, batch))
+            old = processes.fetch(self.score(params, batch))
+            batch = batch.replace(old_logps=old)
         row["learning_rate"] = float(self.schedule(int(state.update)))
         gate, state = state.gate, state.replace(gate=None)  # the host's
         updates = []
@@ -143,15 +146,21 @@ class Trainer:
         for part in parts:
             state, metrics = self.update(state, part)
             updates.append(metrics)
-        self._write_completions(step, groups, batch.advantages)
+        # Written while the devices work.
+        written = partial(self._write_completions, step, groups, batch.advantages)
+        processes.on_main(written)
         updates = jax.device_get(updates)
         for number, (part, metrics) in enumerate(zip(parts, updates, strict=True), 1):
             if metrics["update/skipped"]:
-                faults.save_batch(self.dir, step, number, part, metrics)
+                processes.on_main(
+                    partial(faults.save_batch, self.dir, step, number, part, metrics)
+                )
         learned = any(not u["update/skipped"] for u in updates)
+        counts = [jnp.asarray(n, jnp.int32) for n in (step, collected.cursor)]
+        now, cursor = processes.replicate(counts, self.mesh)
         state = state.replace(
-            step=jnp.asarray(step, jnp.int32),
-            cursor=jnp.asarray(collected.cursor, jnp.int32),
+            step=now,
+            cursor=cursor,
             gate=collected.posterior if learned else gate,
         )
         update_time = time.perf_counter() - begun
