@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, more = parser.parse_known_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else argv
     # argparse loses overrides that come after an option.
     takes_more = hasattr(arguments, "overrides")
     if wrong := [x for x in more if x.startswith("-") or not takes_more]:

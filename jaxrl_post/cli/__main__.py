@@ -2,6 +2,6 @@
 
 import sys
 
-from jaxrl_post.cli import main
+from jaxrl_post.cli import main, processes
 
-sys.exit(main())
+sys.exit(processes.leave(main()))

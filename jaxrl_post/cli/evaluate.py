@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxrl_post.cli import processes
 from jaxrl_post.cli.train import add_overrides
 from jaxrl_post.errors import InputError
 
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
+    processes.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,7 +53,22 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.what}: there is no evaluation block; add one, for example "
             "evaluation.test.samples=4"
         )
+    return processes.run(
+        arguments,
+        lambda: _measure(arguments, config, run_dir),
+        lambda: "Run the same command again, in all processes.",
+    )
+
+
+def _measure(
+    arguments: argparse.Namespace, config: Config, run_dir: Path | None
+) -> int:
     scores = _evaluate(config, run_dir)
+
+    from jaxrl_post.sharding.processes import is_main
+
+    if not is_main():
+        return 0
     if arguments.json:
         from jaxrl_post.training.metrics import to_json
 

@@ -7,6 +7,12 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxrl_post.cli import processes
+
+if TYPE_CHECKING:
+    from jaxrl_post.training.config import Config
 
 SUMMARY = "train a model as a config says, or resume that"
 DESCRIPTION = """\
@@ -35,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train on the completions saved in that run's folder, without sampling; "
         "the same as run.replay=RUN",
     )
+    processes.add_arguments(parser)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +63,28 @@ def run(arguments: argparse.Namespace) -> int:
         overrides.append(f"run.replay={arguments.replay}")
     config = load_config(arguments.config, overrides)
     assert config.run.dir is not None  # load_config sees to that
+    folder = Path(config.run.dir)
+    return processes.run(
+        arguments,
+        lambda: _train(arguments, config, overrides),
+        lambda: _resumes(folder),
+    )
 
-    import jax
 
+def _resumes(run_dir: Path) -> str:
+    """What the same command would do, as the names of the checkpoints tell."""
+    saved = [
+        int(path.name)
+        for path in run_dir.glob("checkpoints/[0-9]*")
+        if path.name.isdigit()
+    ]
+    where = f"resumes after step {max(saved)}" if saved else "begins again"
+    return f"The same command, in all processes, {where}."
+
+
+def _train(arguments: argparse.Namespace, config: Config, overrides: list[str]) -> int:
     from jaxrl_post.cli.cache import check_compilation_cache
+    from jaxrl_post.sharding.processes import is_main, on_main
     from jaxrl_post.training.loop import Interrupted, run
     from jaxrl_post.training.progress import Progress
 
@@ -68,13 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
         run(config, progress=Progress, allow_changes=arguments.allow_changes)
     except Interrupted as stop:
         command = ["jaxrl-post", "train", arguments.config, *overrides]
-        if jax.process_index() == 0:
+        if is_main():
             name = signal.Signals(stop.signum).name
             print(f"stopped by {name}; saved. To resume:", file=sys.stderr)
             print(f"  {shlex.join(command)}", file=sys.stderr)
         return 128 + stop.signum
-    if jax.process_index() == 0:
-        show(Path(config.run.dir))
+    run_dir = Path(config.run.dir or "")
+    on_main(lambda: show(run_dir))
     return 0
 
 
