@@ -102,7 +102,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self.wait()
+        self._finish()
         arrays = _flatten(state)
         kind = kind_for(arrays)
         self._note_score(step, metrics or {})
@@ -198,11 +198,12 @@ class Checkpoints:
         return self._verified(step, abstract)
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk.
+        """Returns when everything saved is on disk."""
+        self._finish()
 
-        Orbax would wait long for a process that has failed to write its part: what
-        kept one of them from it is raised in all.
-        """
+    def _finish(self) -> None:
+        """Waits, as Orbax would long for a process that could not write its part: what
+        kept one of them from it is raised in all."""
         if jax.process_count() == 1:
             self._manager.wait_until_finished()
             return
@@ -225,7 +226,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finishes saving and lets go of the folder."""
-        self.wait()
+        self._finish()
         self._manager.close()
 
     def preempted(self, step: int) -> bool:
