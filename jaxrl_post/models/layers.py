@@ -11,38 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
+from jaxrl_post.models.attention import LayerCache, attend
 from jaxrl_post.models.config import DecoderConfig
-
-_MASKED = -1e30
-"""Score of a masked pair. Finite: a padded query, which may attend to nothing, then
-yields some finite average instead of NaN."""
-
-
-class LayerCache(struct.PyTreeNode):
-    """One layer's part of a `models.cache.Cache`; shapes as there, less the L."""
-
-    keys: jax.Array
-    values: jax.Array
-    prefix_keys: jax.Array | None = None
-    prefix_values: jax.Array | None = None
-
-
-class Visibility(struct.PyTreeNode):
-    """Which slots each query sees; computed once for all layers.
-
-    Attributes:
-      own: ``[B, T, N]`` bool over the cache's slots (or the tokens themselves).
-      prefix: ``[B, S]`` bool over the prefix, or None.
-      index: the prefix row of each sequence, see `models.cache.Prefix`.
-      length: slot at which these tokens are written, or None without a cache.
-    """
-
-    own: jax.Array
-    prefix: jax.Array | None = None
-    index: jax.Array | None = None
-    length: jax.Array | None = None
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
@@ -54,61 +25,6 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
-
-
-def attend(
-    queries: jax.Array,
-    cache: LayerCache,
-    visibility: Visibility,
-) -> jax.Array:
-    """Softmax attention over the prefix's and the own slots together.
-
-    The two parts are scored separately and normalised jointly, so that a prefix
-    shared by a group is neither copied nor concatenated.
-
-    Args:
-      queries: ``[B, T, H, d]``.
-      cache: keys and values, own ``[B, Hkv, N, d]``, prefix ``[C, Hkv, S, d]``.
-      visibility: what each query sees.
-
-    Returns:
-      ``[B, T, H, d]``.
-    """
-    batch, time, heads, dim = queries.shape
-    kv_heads = cache.keys.shape[1]
-    q = queries.reshape(batch, time, kv_heads, heads // kv_heads, dim)
-    q = q * (1.0 / math.sqrt(dim))
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-
-    scores = jnp.einsum("btkgd,bknd->bkgtn", q, cache.keys, preferred_element_type=wide)
-    scores = jnp.where(visibility.own[:, None, None], scores, _MASKED)
-    keys, values = cache.prefix_keys, cache.prefix_values
-    if keys is None or values is None or visibility.prefix is None:
-        weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        out = jnp.einsum("bkgtn,bknd->btkgd", weights, cache.values)
-        return out.reshape(batch, time, heads, dim)
-
-    if visibility.index is not None:
-        keys, values = keys[visibility.index], values[visibility.index]
-    # With one prefix row per group of adjacent sequences, the group's queries are
-    # one long query: the product reads the shared keys once.
-    rows, members = keys.shape[0], batch // keys.shape[0]
-    grouped = q.reshape(rows, members * time, *q.shape[2:])
-    before = jnp.einsum("cmkgd,cksd->ckgms", grouped, keys, preferred_element_type=wide)
-    before = before.reshape(rows, *before.shape[1:3], members, time, -1)
-    before = jnp.moveaxis(before, 3, 1).reshape(*scores.shape[:-1], -1)
-    before = jnp.where(visibility.prefix[:, None, None, None], before, _MASKED)
-
-    size = before.shape[-1]
-    weights = jax.nn.softmax(jnp.concatenate([before, scores], axis=-1), axis=-1)
-    weights = weights.astype(q.dtype)
-    shared = weights[..., :size].reshape(rows, members, *weights.shape[1:4], size)
-    shared = jnp.moveaxis(shared, 1, 3).reshape(
-        rows, *weights.shape[1:3], members * time, size
-    )
-    out = jnp.einsum("ckgms,cksd->cmkgd", shared, values).reshape(q.shape)
-    out = out + jnp.einsum("bkgtn,bknd->btkgd", weights[..., size:], cache.values)
-    return out.reshape(batch, time, heads, dim)
 
 
 class RMSNorm(nn.Module):

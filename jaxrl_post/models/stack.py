@@ -9,16 +9,27 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_post.models.attention import (
+    LayerCache,
+    Visibility,
+    check_implementation,
+    choose,
+)
 from jaxrl_post.models.cache import Cache, init_cache
 from jaxrl_post.models.config import DecoderConfig
-from jaxrl_post.models.layers import DecoderLayer, LayerCache, RMSNorm, Visibility
+from jaxrl_post.models.layers import DecoderLayer, RMSNorm
+from jaxrl_post.models.memory import on_device, rematerialise
 from jaxrl_post.models.policy import Policy
 
 _NORM = {"scale": ("norm",)}
 
 
 def decoder(
-    config: DecoderConfig, *, compute_dtype: Any = jnp.float32, remat: bool = False
+    config: DecoderConfig,
+    *,
+    compute_dtype: Any = jnp.float32,
+    remat: str = "none",
+    attention: str = "auto",
 ) -> Policy:
     """A decoder-only language model as pure functions.
 
@@ -30,10 +41,15 @@ def decoder(
       config: the architecture.
       compute_dtype: dtype of activations and of the weights inside the layers; the
         parameters keep their own, softmax and norms are at least float32.
-      remat: recompute each layer's activations in the backward pass.
+      remat: what of each layer is kept for the backward pass, by name; see
+        `memory.POLICIES`.
+      attention: the program that computes it; see `attention.IMPLEMENTATIONS`.
 
     Returns:
       The `Policy`.
+
+    Raises:
+      ValueError: there is no such `remat` or `attention`.
 
     >>> policy = decoder(
     ...     DecoderConfig(
@@ -52,29 +68,43 @@ def decoder(
     >>> hidden.shape, policy.unembedding(params).shape
     ((1, 6, 8), (11, 8))
     """
+    check_implementation(attention)
     layer = DecoderLayer(config)
     final_norm = RMSNorm(config.rms_norm_eps)
 
     def apply_layer(params, x, positions, visibility, cache):
+        params = on_device(params)
         return layer.apply({"params": params}, x, positions, visibility, cache)
 
-    if remat:
-        apply_layer = jax.checkpoint(apply_layer)
+    apply_layer = rematerialise(apply_layer, remat)
 
     def hidden(params, tokens, positions, segment_ids, cache=None):
+        layers = {
+            "layers": params["layers"]
+        }  # moved one at a time, where they are used
+        params = on_device({k: v for k, v in params.items() if k != "layers"}) | layers
         x = params["embed"][tokens].astype(compute_dtype)
-        visibility, cache = _visibility(segment_ids, cache)
+        how = choose(
+            attention,
+            time=tokens.shape[1],
+            slots=tokens.shape[1] if cache is None else cache.segment_ids.shape[1],
+            prefix=_prefix_size(cache),
+            head_dim=config.head_dim,
+            dtype=compute_dtype,
+        )
+        visibility, cache = _visibility(segment_ids, cache, how)
         x, cache = _run_layers(apply_layer, params, x, positions, visibility, cache)
-        return final_norm.apply({"params": params["final_norm"]}, x), cache
+        norm = on_device(params["final_norm"])
+        return final_norm.apply({"params": norm}, x), cache
 
     def unembedding(params):
-        return params["embed" if config.tie_embeddings else "unembed"]
+        return on_device(params["embed" if config.tie_embeddings else "unembed"])
 
     def init(key):
         embed_key, layer_key, head_key = jax.random.split(key, 3)
         x = jnp.zeros((1, 1, config.hidden_size))
         ids = jnp.zeros((1, 1), jnp.int32)
-        visibility = Visibility(jnp.ones((1, 1, 1), bool))
+        visibility = Visibility(ids, ids, own=jnp.ones((1, 1, 1), bool))
 
         def init_layer(key):
             return layer.init(key, x, ids, visibility)["params"]
@@ -162,35 +192,43 @@ def logical_axes(config: DecoderConfig) -> dict[str, Any]:
     return axes
 
 
+def _prefix_size(cache: Cache | None) -> int:
+    """S, or 0 where there is no prefix."""
+    if cache is None or cache.prefix is None:
+        return 0
+    return cache.prefix.mask.shape[1]
+
+
 def _visibility(
-    segment_ids: jax.Array, cache: Cache | None
+    segment_ids: jax.Array, cache: Cache | None, how: str
 ) -> tuple[Visibility, Cache | None]:
     """What the new tokens see, and the cache with their segment ids written."""
     batch, time = segment_ids.shape
+    segment_ids = segment_ids.astype(jnp.int32)
     if cache is None:
-        slots, seen = jnp.arange(time), segment_ids
-        length = jnp.zeros((), jnp.int32)
+        length, seen = jnp.zeros((), jnp.int32), segment_ids
     else:
         length = cache.length
-        seen = jax.lax.dynamic_update_slice(
-            cache.segment_ids, segment_ids.astype(jnp.int32), (0, length)
-        )
-        slots = jnp.arange(seen.shape[1])
+        seen = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, length))
         cache = replace(cache, segment_ids=seen, length=length + time)
-    query_slots = length + jnp.arange(time)
-    causal = slots[None, None, :] <= query_slots[None, :, None]
-    own = causal & (segment_ids[:, :, None] == seen[:, None, :])
-    own &= (segment_ids > 0)[:, :, None]
+    own = None
+    if how == "plain":
+        slots, query_slots = jnp.arange(seen.shape[1]), length + jnp.arange(time)
+        own = slots[None, None, :] <= query_slots[None, :, None]
+        own &= segment_ids[:, :, None] == seen[:, None, :]
+        own &= (segment_ids > 0)[:, :, None]
+    visibility = Visibility(segment_ids, seen, own, how=how)
     if cache is None:
-        return Visibility(own), None
+        return visibility, None
+    visibility = visibility.replace(length=length)
     if cache.prefix is None:
-        return Visibility(own, length=length), cache
+        return visibility, cache
     prefix = cache.prefix
     if prefix.index is not None:
         mask = prefix.mask[prefix.index]
     else:
         mask = jnp.repeat(prefix.mask, batch // prefix.mask.shape[0], axis=0)
-    return Visibility(own, mask, prefix.index, length), cache
+    return visibility.replace(prefix=mask, index=prefix.index), cache
 
 
 def _run_layers(apply_layer, params, x, positions, visibility, cache):

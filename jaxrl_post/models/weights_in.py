@@ -28,7 +28,8 @@ def load(
     dtype: Any = jnp.float32,
     *,
     compute_dtype: Any = None,
-    remat: bool = False,
+    remat: str = "none",
+    attention: str = "auto",
 ) -> tuple[Policy, chex.ArrayTree, Any | None]:
     """Opens a model: its functions, its parameters and its tokenizer.
 
@@ -43,7 +44,7 @@ def load(
       rules: entries that replace those of `sharding.RULES`.
       dtype: of the parameters; training wants float32 master weights.
       compute_dtype: of activations; None: float32 on CPU, else bfloat16.
-      remat: see `stack.decoder`.
+      remat, attention: see `stack.decoder`.
 
     Returns:
       The `Policy`, the parameters, and the tokenizer (a transformers tokenizer; None
@@ -65,7 +66,9 @@ def load(
     if compute_dtype is None:
         on_cpu = jax.default_backend() == "cpu"
         compute_dtype = jnp.float32 if on_cpu else jnp.bfloat16
-    policy = decoder(config, compute_dtype=compute_dtype, remat=remat)
+    policy = decoder(
+        config, compute_dtype=compute_dtype, remat=remat, attention=attention
+    )
     shapes: dict[str, Any] = {}
     for rule in rules_by_leaf:
         layers = (config.num_layers,) if rule.per_layer else ()

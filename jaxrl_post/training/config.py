@@ -36,6 +36,16 @@ from jaxrl_post.training.configfile import (
 )
 
 DType = Literal["float32", "bfloat16"]
+Attention = Literal["auto", "plain", "chunked", "splash", "cudnn"]
+Remat = Literal[
+    "none",
+    "full",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+    "attention_saveable",
+    "attention_offloaded",
+]
+Offloaded = Literal["teacher", "reference", "optimizer"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,13 @@ class ModelConfig:
       param_dtype: of the trained weights, their gradients and the optimizer's moments.
       compute_dtype: of activations and matrix products; log-probs and losses are
         float32 in any case.
+      attention: the program that computes it: ``plain`` (all scores at once),
+        ``chunked`` (a block at a time, on any device), ``splash`` (TPU), ``cudnn``
+        (GPU, bfloat16); ``auto`` chooses by platform, length and dtype.
+      remat: what of each layer is kept for the backward pass; the rest is computed
+        again. ``none``: all is kept. ``full``: nothing. Between them the names of
+        jax's policies, and what attention put out, on the device
+        (``attention_saveable``) or in the host's memory (``attention_offloaded``).
       chat_template_arguments: passed to the tokenizer's chat template, for example
         ``{enable_thinking: false}``.
     """
@@ -77,6 +94,8 @@ class ModelConfig:
     path: str
     param_dtype: DType = "float32"
     compute_dtype: DType = "float32"
+    attention: Attention = "auto"
+    remat: Remat = "none"
     chat_template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -156,6 +175,8 @@ class TrainingConfig:
         included) of one forward and backward pass; null: a whole update at once. Holds
         at least one sequence of the greatest length.
       chunk_size: tokens whose logits exist at one time; null: chosen for the memory.
+      offload: parts of the state that lie in the host's memory between their uses, of
+        ``teacher``, ``reference`` and ``optimizer``; slower, for memory on the device.
       max_skipped_updates: updates in a row that may be skipped, for a loss or a
         gradient that is not finite or for a spike, before the run stops.
       spike_deviations: skips updates whose gradient norm lies more than so many robust
@@ -178,6 +199,7 @@ class TrainingConfig:
     updates_per_step: int = number(1, at_least=1)
     micro_batch_tokens: int | None = number(None, at_least=1)
     chunk_size: int | None = number(None, at_least=1)
+    offload: tuple[Offloaded, ...] = ()
     max_skipped_updates: int = number(10, at_least=1)
     spike_deviations: float | None = number(None, above=0)
     spike_window: int = number(50, at_least=2)

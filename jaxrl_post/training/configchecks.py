@@ -32,6 +32,11 @@ def problems_of(config: Config) -> list[str]:
             for name in ("top_k", "top_p", "min_p")
             if getattr(sampling, name) is not None
         ]
+    if config.model.attention == "cudnn" and config.model.compute_dtype == "float32":
+        problems.append(
+            "model.attention='cudnn': computes in bfloat16; set model.compute_dtype="
+            "bfloat16, or model.attention=auto"
+        )
     longest = config.task.max_prompt_length + sampling.max_new_tokens
     if (bound := training.micro_batch_tokens) is not None and bound < longest:
         problems.append(

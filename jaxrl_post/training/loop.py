@@ -26,6 +26,7 @@ from jaxrl_post.training.evaluation import Evaluator, open_tasks
 from jaxrl_post.training.interruption import Interrupted as Interrupted
 from jaxrl_post.training.interruption import Signals, StepGivenUp, signals
 from jaxrl_post.training.metrics import MetricsWriter, replace_text
+from jaxrl_post.training.offload import offload
 from jaxrl_post.training.progress import Progress
 from jaxrl_post.training.provenance import code_version
 from jaxrl_post.training.setup import open_mesh, open_model, open_task
@@ -220,7 +221,7 @@ class _Run:
 
         def begun(step: int) -> TrainState:
             trainer = self.trainers[stage_of(self.stages, step)]
-            return init_state(
+            state = init_state(
                 self.params,
                 trainer.optimizer,
                 trainer.recipe,
@@ -229,6 +230,7 @@ class _Run:
                 spike_window=trainer.stage.spike_window,
                 mesh=trainer.mesh,
             )
+            return offload(state, trainer.config.training.offload)
 
         state = self.checkpoints.resume(begun, report)
         state = begun(0) if state is None else state

@@ -11,6 +11,7 @@ import jax
 from jaxrl_post import models, tasks
 from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.generation import Sampler, stop_token_ids
+from jaxrl_post.models.attention import check_platform
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.sharding import RULES, batch_shards, make_mesh
 from jaxrl_post.training.config import Config
@@ -58,15 +59,19 @@ def open_model(
     """Policy, parameters (on the mesh, if any) and tokenizer.
 
     Raises:
-      InputError: no such model, or one without a tokenizer.
+      InputError: no such model, one without a tokenizer, or an attention that does not
+        run here.
     """
     section = config.model
+    check_platform(section.attention)
     policy, params, tokenizer = models.load(
         section.path,
         mesh,
         config.mesh.rules,
         dtype=section.param_dtype,
         compute_dtype=section.compute_dtype,
+        remat=section.remat,
+        attention=section.attention,
     )
     if tokenizer is None:
         raise InputError(

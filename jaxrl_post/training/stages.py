@@ -14,6 +14,7 @@ from jaxrl_post.errors import InputError
 from jaxrl_post.recipes.injection import Injection
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.training.config import Config
+from jaxrl_post.training.offload import offload
 from jaxrl_post.training.state import TrainState, init_state
 
 
@@ -92,7 +93,8 @@ class Stage:
             mesh=mesh,
         )
         cursor = jnp.zeros_like(before.cursor) if self.own_task else before.cursor
-        return state.replace(step=before.step, cursor=cursor)
+        state = state.replace(step=before.step, cursor=cursor)
+        return offload(state, self.config.training.offload)
 
 
 def make_stages(config: Config, recipe: Recipe | None = None) -> tuple[Stage, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrl_post.generation import Sampler
 from jaxrl_post.isolation import JudgePool
+from jaxrl_post.models.memory import on_device
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.tasks import Task
@@ -27,7 +28,7 @@ def teacher_params(recipe: Recipe, state: TrainState) -> chex.ArrayTree | None:
     """
     if recipe.teacher.kind in ("none", "trust_region"):
         return None
-    own = state.trainable if state.teacher is None else state.teacher
+    own = state.trainable if state.teacher is None else on_device(state.teacher)
     return merge_params(own, state.frozen)
 
 

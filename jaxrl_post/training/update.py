@@ -14,6 +14,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrl_post.models.memory import on_device
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.batch import Batch, split_batch
 from jaxrl_post.recipes.grpo import sampled_logps
@@ -29,6 +30,7 @@ from jaxrl_post.training.loss import (
     token_losses,
     with_weights,
 )
+from jaxrl_post.training.offload import put_back
 from jaxrl_post.training.spikes import is_spike, remember
 from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.transforms import ScaleByInformationState
@@ -133,11 +135,9 @@ def make_update_step(
             spike = is_spike(norms, norm, spike_deviations)
             guard = {"update/spike": spike.astype(jnp.float32)}
             good, norms = good & ~spike, remember(norms, norm)
-        updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.trainable, **extra
-        )
+        before = on_device(state.opt_state)
+        updates, opt_state = optimizer.update(grads, before, state.trainable, **extra)
         trainable = optax.apply_updates(state.trainable, updates)
-        teacher = _teach(recipe, state, trainable)
 
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
@@ -147,8 +147,8 @@ def make_update_step(
             skipped=jnp.where(good, 0, state.skipped + 1),
             norms=norms,
             trainable=keep(trainable, state.trainable),
-            opt_state=keep(opt_state, state.opt_state),
-            teacher=keep(teacher, state.teacher),
+            opt_state=put_back(keep(opt_state, before), state.opt_state),
+            teacher=_teach(recipe, state, trainable, keep),
         )
         metrics = {
             **shares,
@@ -238,17 +238,19 @@ def _modulation(recipe: Recipe, sums, opt_state) -> Metrics:
     return metrics
 
 
-def _teach(recipe: Recipe, state: TrainState, student: chex.ArrayTree):
-    """The teacher after this update."""
+def _teach(recipe: Recipe, state: TrainState, student: chex.ArrayTree, keep: Callable):
+    """The teacher after this update; `keep` drops what a bad update brings."""
     if recipe.teacher.kind != "ema":
         return state.teacher
     due = (state.update + 1) % recipe.teacher.every == 0
     rate = jnp.where(due, recipe.teacher.rate, 0.0)
-    return jax.tree.map(
+    before = on_device(state.teacher)
+    after = jax.tree.map(
         lambda t, s: t + rate.astype(t.dtype) * (s.astype(t.dtype) - t),
-        state.teacher,
+        before,
         student,
     )
+    return put_back(keep(after, before), state.teacher)
 
 
 def _keeping_layout(update: UpdateStep, mesh: jax.sharding.Mesh) -> UpdateStep:

@@ -147,7 +147,7 @@ def test_gradients_scanned_unstacked_and_recomputed(params, batch):
 
     plain = gradient(POLICY, params)
     assert all(np.any(np.asarray(g)) for g in jax.tree.leaves(plain["layers"]))
-    again = gradient(models.decoder(CONFIG, remat=True), params)
+    again = gradient(models.decoder(CONFIG, remat="full"), params)
     chex.assert_trees_all_close(again, plain, atol=1e-4, rtol=1e-4)
     looped = gradient(POLICY, models.unstack_params(params))
     chex.assert_trees_all_close(
@@ -161,7 +161,7 @@ def test_rematerialisation_recomputes(params, batch):
     def jaxpr(policy):
         return str(jax.make_jaxpr(lambda p: policy.hidden(p, *inputs)[0])(params))
 
-    assert "remat" in jaxpr(models.decoder(CONFIG, remat=True))
+    assert "remat" in jaxpr(models.decoder(CONFIG, remat="full"))
     assert "remat" not in jaxpr(POLICY)
 
 

@@ -1,0 +1,61 @@
+"""Parts of the state that lie in the host's memory between their uses.
+
+A part says by its own memory kind where it lies: the update brings it to the device
+where it is used, a layer at a time in the model's scan, and puts its successor back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import chex
+import jax
+
+from jaxrl_post.errors import InputError
+from jaxrl_post.training.state import TrainState
+
+_FIELDS = {"teacher": "teacher", "reference": "reference", "optimizer": "opt_state"}
+"""Fields of `TrainState`, by their names in `training.offload`."""
+
+_HOST = "pinned_host"
+
+
+def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
+    """The state with these parts in the host's memory; scalars stay on the device.
+
+    Args:
+      state: whose arrays lie on their devices.
+      parts: of "teacher", "reference" and "optimizer"; what a recipe does not have is
+        passed over.
+
+    Raises:
+      InputError: the devices cannot reach the host's memory.
+    """
+    if not parts:
+        return state
+
+    def to_host(x: jax.Array) -> jax.Array:
+        if not x.ndim:
+            return x
+        for device in x.sharding.device_set & set(jax.local_devices()):
+            kinds = [memory.kind for memory in device.addressable_memories()]
+            if _HOST not in kinds:
+                raise InputError(
+                    f"training.offload={list(parts)}: {device.platform} has no memory "
+                    f"of kind {_HOST} (it has {', '.join(kinds)}); leave it empty."
+                )
+        return jax.device_put(x, x.sharding.with_memory_kind(_HOST))
+
+    fields = [_FIELDS[part] for part in parts]
+    moved = {name: jax.tree.map(to_host, getattr(state, name)) for name in fields}
+    return state.replace(**moved)
+
+
+def put_back(new: chex.ArrayTree, old: chex.ArrayTree) -> chex.ArrayTree:
+    """What follows `old`, in the memory where `old` lies."""
+
+    def put(new, old):
+        host = jax.typeof(old).memory_space == jax.memory.Space.Host
+        return jax.device_put(new, jax.memory.Space.Host) if host else new
+
+    return jax.tree.map(put, new, old)
