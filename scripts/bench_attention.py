@@ -3,10 +3,13 @@
     python scripts/bench_attention.py
     python scripts/bench_attention.py --heads 16 --kv-heads 8 --head-dim 128 \
         --dtype bfloat16 --lengths 4096 16384 --log attention.jsonl
+    python scripts/bench_attention.py --topology v5e:2x4 --tensor 2 --dtype bfloat16
 
-One layer's attention without its projections: causal, one sequence or more of T tokens.
-Memory is XLA's own account of the compiled program. The programs run in turns, and the
-ratios are those of medians.
+One layer's attention without its projections, causal. Memory is XLA's own account of
+the compiled program, per device. The programs run in turns, and ratios are those of
+medians. With `--topology` they are compiled for devices that are not here (TPU: needs
+libtpu; GPU: `--topology 1x1x8 --target-config FILE`, needs jax's CUDA plugin), and not
+run.
 """
 
 from __future__ import annotations
@@ -20,6 +23,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.models.attention import (
@@ -29,6 +36,7 @@ from jaxrl_post.models.attention import (
     attend,
     choose,
 )
+from jaxrl_post.sharding import batch_shards, make_mesh
 
 
 def main() -> None:
@@ -39,40 +47,65 @@ def main() -> None:
     lengths = [256, 512, 1024, 2048, 4096]
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--topology", help="of TPU, or slices x hosts x GPUs")
+    parser.add_argument("--target-config", type=Path, help="XLA's, of the GPU")
+    parser.add_argument("--tensor", type=int, default=1, help="devices per head group")
     parser.add_argument("--most-gib", type=float, default=4.0, help="leave out larger")
     parser.add_argument("--log", type=Path, help="appends a row for each measurement")
     args = parser.parse_args()
-    device = jax.devices()[0]
+    mesh = open_mesh(args)
     about = {name: getattr(args, name) for name in sizes} | {
         "dtype": args.dtype,
-        "device": device.device_kind,
+        "mesh": dict(mesh.shape),
+        "device": mesh.devices.flat[0].device_kind,
         "jax": jax.__version__,
     }
     for length in args.lengths:
-        rows = measure(args, length)
+        with jax.set_mesh(mesh):
+            rows = measure(args, mesh, length)
         for row in rows:
-            print(
-                "T={tokens:6d}  {attention:8s} {temp_mib:9.1f} MiB of temp"
-                "  {seconds:8.4f} s  {ratio:5.2f} x the time of plain".format(**row)
-                if row["ratio"]
-                else "T={tokens:6d}  {attention:8s} {temp_mib:9.1f} MiB of temp".format(
-                    **row
-                ),
-                flush=True,
-            )
+            line = f"T={length:6d}  {row['attention']:8s} {row['temp_mib']:9.1f} MiB"
+            if row["seconds"]:
+                line += f"  {row['seconds']:8.4f} s"
+            if row["ratio"]:
+                line += f"  {row['ratio']:5.2f} x the time of plain"
+            print(line, flush=True)
             if args.log is not None:
                 with args.log.open("a") as file:
                     file.write(json.dumps(row | about) + "\n")
 
 
-def measure(args: argparse.Namespace, tokens: int) -> list[dict[str, Any]]:
-    """One row for each program that takes these shapes on this device."""
-    dtype = jnp.dtype(args.dtype)
+def open_mesh(args: argparse.Namespace) -> jax.sharding.Mesh:
+    """Of the devices that are here, or of those named."""
+    if args.topology is None:
+        return make_mesh(1, -1, args.tensor)
+    about: dict[str, Any] = {"platform": "tpu", "topology_name": args.topology}
+    if args.target_config is not None:
+        about = {"platform": "cuda", "topology_name": "gpu", "topology": args.topology}
+        about["target_config"] = args.target_config.read_text()
+    topology = topologies.get_topology_desc(**about)
+    return make_mesh(1, -1, args.tensor, topology.devices)
+
+
+def measure(
+    args: argparse.Namespace, mesh: jax.sharding.Mesh, tokens: int
+) -> list[dict[str, Any]]:
+    """One row for each program that takes these shapes on these devices."""
+    dtype, batch = jnp.dtype(args.dtype), args.batch * batch_shards(mesh)
     programs, rows = {}, {}
-    keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (args.batch, tokens, args.heads, args.head_dim))
-    shape = (args.batch, args.kv_heads, tokens, args.head_dim)
-    arrays = [q.astype(dtype), *(jax.random.normal(k, shape, dtype) for k in keys[1:])]
+    own = (batch, args.kv_heads, tokens, args.head_dim)
+    shapes = [(batch, tokens, args.heads, args.head_dim), own, own]
+    splits = [P("fsdp", None, "tensor"), P("fsdp", "tensor"), P("fsdp", "tensor")]
+    arrays: list[Any] = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, split))
+        for shape, split in zip(shapes, splits, strict=True)
+    ]
+    if args.topology is None:
+        rng = np.random.default_rng(0)
+        arrays = [
+            jax.device_put(rng.normal(size=x.shape).astype(dtype), x.sharding)
+            for x in arrays
+        ]
     for name in IMPLEMENTATIONS:
         try:
             how = choose(
@@ -91,7 +124,7 @@ def measure(args: argparse.Namespace, tokens: int) -> list[dict[str, Any]]:
         temp = program.memory_analysis().temp_size_in_bytes
         rows[how] = {"tokens": tokens, "attention": how, "temp_mib": temp / 2**20}
         rows[how] |= {"seconds": None, "ratio": None}
-        if temp <= args.most_gib * 2**30:
+        if args.topology is None and temp <= args.most_gib * 2**30:
             programs[how] = program
     times: dict[str, list[float]] = {how: [] for how in programs}
     for run in range(args.runs + 1):
@@ -108,7 +141,7 @@ def measure(args: argparse.Namespace, tokens: int) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def compile_program(how: str, arrays: list[jax.Array]) -> Any:
+def compile_program(how: str, arrays: list[Any]) -> Any:
     """Value and gradient of a sum of squares, compiled."""
 
     def loss(q, k, v):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ IMPLEMENTATIONS = ("auto", "plain", "chunked", "splash", "cudnn")
 is the Pallas kernel for TPU, `cudnn` the kernel for NVIDIA GPUs; `auto` chooses by
 platform, shapes and dtype."""
 
-BLOCKS_FROM = 1024
+BLOCKS_FROM = 512
 """Keys from which on `auto` leaves `plain`: see docs/memory.md for the measurement."""
 
 
@@ -125,12 +126,9 @@ def attend(queries: jax.Array, cache: LayerCache, visibility: Visibility) -> jax
     """
     if visibility.how == "plain":
         return checkpoint_name(_plain(queries, cache, visibility), SAVED_NAME)
-    if visibility.index is not None and cache.prefix_keys is not None:
-        cache = cache.replace(
-            prefix_keys=cache.prefix_keys[visibility.index],
-            prefix_values=cache.prefix_values[visibility.index],
-        )
-    visibility = visibility.replace(index=None)
+    if (index := visibility.index) is not None:
+        cache = _map_prefix(lambda x: x[index], cache)
+        visibility = visibility.replace(index=None)
     attention = _chunked if visibility.how == "chunked" else _kernel
     return _on_shards(attention, queries, cache, visibility)
 
@@ -189,16 +187,16 @@ def _chunked(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
         visibility.slots,
         offset=0 if visibility.length is None else visibility.length,
     )
-    if cache.prefix_keys is None or visibility.prefix is None:
+    keys, values = cache.prefix_keys, cache.prefix_values
+    if keys is None or values is None or visibility.prefix is None:
         return own[0]
     # As in `_plain`: a group is one long query to the prefix that it shares.
     batch, time, heads, dim = queries.shape
-    rows = cache.prefix_keys.shape[0]
-    members = batch // rows
+    rows, members = keys.shape[0], batch // keys.shape[0]
     out, norm = chunked_attention(
         queries.reshape(rows, members * time, heads, dim),
-        cache.prefix_keys,
-        cache.prefix_values,
+        keys,
+        values,
         jnp.ones((rows, members * time), jnp.int32),
         visibility.prefix[::members].astype(jnp.int32),
     )
@@ -248,15 +246,10 @@ def _on_shards(attention, queries, cache: LayerCache, visibility: Visibility):
         copies = heads // cache.keys.shape[1]
         cache = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=1), cache)
     shards = math.prod(sizes[axis] for axis in batch_axes)
-    if cache.prefix_keys is not None and cache.prefix_keys.shape[0] % shards:
-        copies = batch // cache.prefix_keys.shape[0]
-        cache = cache.replace(
-            prefix_keys=jnp.repeat(cache.prefix_keys, copies, axis=0),
-            prefix_values=jnp.repeat(cache.prefix_values, copies, axis=0),
-        )
-    rows = P(batch_axes)
+    if cache.prefix_keys is not None and (rows := cache.prefix_keys.shape[0]) % shards:
+        cache = _map_prefix(lambda x: jnp.repeat(x, batch // rows, axis=0), cache)
     cached = jax.tree.map(lambda x: P(batch_axes, head_axis), cache)
-    seen = jax.tree.map(lambda x: rows if x.ndim else P(), visibility)
+    seen = jax.tree.map(lambda x: P(batch_axes) if x.ndim else P(), visibility)
     split = P(batch_axes, None, head_axis)
     return jax.shard_map(
         attention,
@@ -265,6 +258,15 @@ def _on_shards(attention, queries, cache: LayerCache, visibility: Visibility):
         out_specs=split,
         check_vma=False,  # Pallas kernels do not say over which axes they vary
     )(queries, cache, visibility)
+
+
+def _map_prefix(fn: Callable, cache: LayerCache) -> LayerCache:
+    """`fn` of the prefix's keys and values, where there is one."""
+    if cache.prefix_keys is None:
+        return cache
+    return cache.replace(
+        prefix_keys=fn(cache.prefix_keys), prefix_values=fn(cache.prefix_values)
+    )
 
 
 def _platform() -> str:

@@ -249,14 +249,14 @@ def _seen(at, j, query_segments, key_segments, start, options: _Options):
 
 def _key_chunks(at, start, slots: int, options: _Options):
     """The first chunk of keys that some query of chunk `at` may see, and the end."""
-    first, last = jnp.zeros_like(start), slots // options.key_chunk
+    first, last = jnp.int32(0), jnp.int32(slots // options.key_chunk)
     if options.causal:
         lowest = start + at * options.query_chunk
         end = (lowest + options.query_chunk - 1) // options.key_chunk + 1
         last = jnp.minimum(last, end)
         if options.window is not None:
             first = jnp.maximum(0, lowest - options.window + 1) // options.key_chunk
-    return first.astype(jnp.int32), jnp.asarray(last, jnp.int32)
+    return jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
 
 
 def _keys_of(j, keys, values, segments, options: _Options):

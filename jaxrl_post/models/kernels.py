@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def cudnn(
     key_segments: jax.Array,
     *,
     offset: int = 0,
-    implementation: str = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """Causal attention among the real tokens of each row by cuDNN.
 
@@ -128,7 +129,7 @@ def cudnn(
         is_causal=True,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
-        implementation=implementation,  # type: ignore[arg-type]
+        implementation=implementation,
     )
     out = jnp.take_along_axis(out, back, axis=1)[:, offset:]
     padding = query_segments[:, :, None, None] <= 0
@@ -136,7 +137,7 @@ def cudnn(
     return jnp.where(jnp.any(query_segments > 1), jnp.nan, out)
 
 
-KERNELS = {"splash": splash, "cudnn": cudnn}
+KERNELS: dict[str, Callable[..., jax.Array]] = {"splash": splash, "cudnn": cudnn}
 
 
 def _block(size: int) -> int:

@@ -7,6 +7,7 @@ where it is used, a layer at a time in the model's scan, and puts its successor 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
@@ -37,7 +38,8 @@ def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
     def to_host(x: jax.Array) -> jax.Array:
         if not x.ndim:
             return x
-        for device in x.sharding.device_set & set(jax.local_devices()):
+        devices: set[Any] = x.sharding.addressable_devices
+        for device in devices:
             kinds = [memory.kind for memory in device.addressable_memories()]
             if _HOST not in kinds:
                 raise InputError(

@@ -32,6 +32,8 @@ _SEEN_WITHIN = 10
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 _MAY_CHANGE = (
+    "model.attention",  # these two round otherwise, as another mesh does
+    "model.remat",
     "run.dir",
     "run.judge_workers",
     "run.grace_seconds",
@@ -42,6 +44,7 @@ _MAY_CHANGE = (
     "training.teacher_samples",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.offload",
     "training.keep_best",
     "training.max_skipped_updates",
     "sampling.slots",

@@ -300,7 +300,7 @@ def test_choice_by_platform(monkeypatch):
 
     monkeypatch.setattr(attention, "_platform", lambda: "cpu")
     assert choice() == "chunked"
-    assert choice(time=256, slots=256) == "plain"
+    assert choice(time=256, slots=256, prefix=0) == "plain"
     assert choice("plain", time=9999, slots=9999) == "plain"
 
 
