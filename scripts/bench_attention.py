@@ -3,7 +3,8 @@
     python scripts/bench_attention.py
     python scripts/bench_attention.py --heads 16 --kv-heads 8 --head-dim 128 \
         --dtype bfloat16 --lengths 4096 16384 --log attention.jsonl
-    python scripts/bench_attention.py --topology v5e:2x4 --tensor 2 --dtype bfloat16
+    JAX_PLATFORMS=cpu python scripts/bench_attention.py --topology v5e:2x4 --tensor 2 \
+        --heads 16 --kv-heads 8 --head-dim 128 --dtype bfloat16
 
 One layer's attention without its projections, causal. Memory is XLA's own account of
 the compiled program, per device. The programs run in turns, and ratios are those of

@@ -1,6 +1,7 @@
 """What each remedy saves of a device's memory, in the compiled update of SDPO.
 
-    python scripts/bench_memory.py --topology v5p:2x2x2 --log memory.jsonl
+    JAX_PLATFORMS=cpu python scripts/bench_memory.py --topology v5p:2x2x2 \
+        --log memory.jsonl
 
 Each row adds one remedy to those before it. The update is compiled for the devices that
 are named and not run; bytes are XLA's own account, per device. The model is Llama's
@@ -92,12 +93,11 @@ def measure(mesh, prompt, response, *, attention, remat, micro, offload):
     update = make_update_step(
         policy, RECIPE, OPTIMIZER, mesh=mesh, micro_batch_tokens=bound
     )
+    state = abstract_state(policy, mesh, offload)
+    batch = abstract_batch(mesh, prompt, response)
     with jax.set_mesh(mesh):
-        state = abstract_state(policy, mesh, offload)
-        program = update.__wrapped__.lower(
-            state, abstract_batch(mesh, prompt, response)
-        )
-        stats = program.compile().memory_analysis()
+        program = update.__wrapped__.lower(state, batch).compile()
+    stats = program.memory_analysis()
     gib = 2.0**30
     return {
         "argument_gib": round(stats.argument_size_in_bytes / gib, 3),
