@@ -6,7 +6,7 @@ where it is used, a layer at a time in the model's scan, and puts its successor 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -51,6 +51,45 @@ def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
     fields = [_FIELDS[part] for part in parts]
     moved = {name: jax.tree.map(to_host, getattr(state, name)) for name in fields}
     return state.replace(**moved)
+
+
+class OffloadedJit:
+    """``jax.jit(program, donate_argnums=0)`` of a state and something else, that keeps
+    what lies in the host's memory there.
+
+    Told that a result stays in the host's memory, and only then, the compiler writes it
+    over the donated array there; otherwise it reserves memory of the device for that.
+    """
+
+    def __init__(self, program: Callable) -> None:
+        self._program = program
+        self._jitted: dict[Any, Any] = {}
+
+    def __call__(self, state: TrainState, other: Any) -> Any:
+        return self._for(state)(state, other)
+
+    def lower(self, state: TrainState, other: Any) -> Any:
+        """As that of `jax.jit`."""
+        return self._for(state).lower(state, other)
+
+    def _for(self, state: TrainState) -> Any:
+        shardings, treedef = jax.tree.flatten(jax.tree.map(_on_host, state))
+        key = (treedef, *shardings)
+        if key not in self._jitted:
+            options: dict[str, Any] = {"donate_argnums": 0}
+            if shardings:
+                options["out_shardings"] = (
+                    jax.tree.unflatten(treedef, shardings),
+                    None,
+                )
+            self._jitted[key] = jax.jit(self._program, **options)
+        return self._jitted[key]
+
+
+def _on_host(x: Any) -> Any:
+    """The sharding of an array in the host's memory, None of any other."""
+    sharding = getattr(x, "sharding", None)
+    return sharding if getattr(sharding, "memory_kind", None) == _HOST else None
 
 
 def put_back(new: chex.ArrayTree, old: chex.ArrayTree) -> chex.ArrayTree:

@@ -30,7 +30,7 @@ from jaxrl_post.training.loss import (
     token_losses,
     with_weights,
 )
-from jaxrl_post.training.offload import put_back
+from jaxrl_post.training.offload import OffloadedJit, put_back
 from jaxrl_post.training.spikes import is_spike, remember
 from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.transforms import ScaleByInformationState
