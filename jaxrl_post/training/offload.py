@@ -59,6 +59,8 @@ class OffloadedJit:
 
     Told that a result stays in the host's memory, and only then, the compiler writes it
     over the donated array there; otherwise it reserves memory of the device for that.
+    (Not so for CPU, which has names for kinds of memory but one memory, and which
+    returns the results of several devices under another name than it was told.)
     """
 
     def __init__(self, program: Callable) -> None:
@@ -87,9 +89,12 @@ class OffloadedJit:
 
 
 def _on_host(x: Any) -> Any:
-    """The sharding of an array in the host's memory, None of any other."""
-    sharding = getattr(x, "sharding", None)
-    return sharding if getattr(sharding, "memory_kind", None) == _HOST else None
+    """The sharding of an accelerator's array in the host's memory, else None."""
+    sharding: Any = getattr(x, "sharding", None)
+    if getattr(sharding, "memory_kind", None) != _HOST:
+        return None
+    cpu = any(device.platform == "cpu" for device in sharding.device_set)
+    return None if cpu else sharding
 
 
 def put_back(new: chex.ArrayTree, old: chex.ArrayTree) -> chex.ArrayTree:
