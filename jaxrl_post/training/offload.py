@@ -75,26 +75,24 @@ class OffloadedJit:
         return self._for(state).lower(state, other)
 
     def _for(self, state: TrainState) -> Any:
-        shardings, treedef = jax.tree.flatten(jax.tree.map(_on_host, state))
-        key = (treedef, *shardings)
+        shardings: Any = None
+        if any(map(_on_host, jax.tree.leaves(state))):
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+        key = tuple(jax.tree.leaves(shardings))
         if key not in self._jitted:
-            options: dict[str, Any] = {"donate_argnums": 0}
-            if shardings:
-                options["out_shardings"] = (
-                    jax.tree.unflatten(treedef, shardings),
-                    None,
-                )
-            self._jitted[key] = jax.jit(self._program, **options)
+            options: dict[str, Any] = {}
+            if key:
+                options["out_shardings"] = (shardings, None)
+            self._jitted[key] = jax.jit(self._program, donate_argnums=0, **options)
         return self._jitted[key]
 
 
-def _on_host(x: Any) -> Any:
-    """The sharding of an accelerator's array in the host's memory, else None."""
+def _on_host(x: Any) -> bool:
+    """Whether an accelerator's array lies in the host's memory."""
     sharding: Any = getattr(x, "sharding", None)
     if getattr(sharding, "memory_kind", None) != _HOST:
-        return None
-    cpu = any(device.platform == "cpu" for device in sharding.device_set)
-    return None if cpu else sharding
+        return False
+    return all(device.platform != "cpu" for device in sharding.device_set)
 
 
 def put_back(new: chex.ArrayTree, old: chex.ArrayTree) -> chex.ArrayTree:
