@@ -11,6 +11,8 @@ from typing import Any
 
 import chex
 import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.training.state import TrainState
@@ -53,18 +55,20 @@ def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
     return state.replace(**moved)
 
 
-class OffloadedJit:
-    """``jax.jit(program, donate_argnums=0)`` of a state and something else, that keeps
-    what lies in the host's memory there.
+class LayoutKeepingJit:
+    """``jax.jit(program, donate_argnums=0)`` of a state and something else, whose new
+    state lies where the old one lay.
 
-    Told that a result stays in the host's memory, and only then, the compiler writes it
-    over the donated array there; otherwise it reserves memory of the device for that.
-    (Not so for CPU, which has names for kinds of memory but one memory, and which
-    returns the results of several devices under another name than it was told.)
+    Left to the compiler a parameter may come out split over the mesh in another way,
+    and every program that takes it would be compiled anew. And only where it is told
+    that a result stays in the host's memory does it write it over the donated array
+    there; otherwise it reserves memory of the device for that. (Not so for CPU, which
+    has names for kinds of memory but one memory, and which returns the results of
+    several devices under another name than it was told.)
     """
 
-    def __init__(self, program: Callable) -> None:
-        self._program = program
+    def __init__(self, program: Callable, mesh: jax.sharding.Mesh | None) -> None:
+        self._program, self._mesh = program, mesh
         self._jitted: dict[Any, Any] = {}
 
     def __call__(self, state: TrainState, other: Any) -> Any:
@@ -75,24 +79,32 @@ class OffloadedJit:
         return self._for(state).lower(state, other)
 
     def _for(self, state: TrainState) -> Any:
-        shardings: Any = None
-        if any(map(_on_host, jax.tree.leaves(state))):
-            shardings = jax.tree.map(lambda x: x.sharding, state)
-        key = tuple(jax.tree.leaves(shardings))
+        layout = self._layout(state)
+        leaves, treedef = jax.tree.flatten(layout)
+        key = (treedef, *leaves)
         if key not in self._jitted:
             options: dict[str, Any] = {}
-            if key:
-                options["out_shardings"] = (shardings, None)
+            if layout is not None:
+                options["out_shardings"] = (layout, None)
             self._jitted[key] = jax.jit(self._program, donate_argnums=0, **options)
         return self._jitted[key]
 
+    def _layout(self, state: TrainState) -> Any:
+        """The shardings of the new state, or None: the compiler's choice."""
+        leaves = jax.tree.leaves(state)
+        hosted = [x.sharding for x in leaves if _kind(x) == _HOST]
+        if any(d.platform == "cpu" for sharding in hosted for d in sharding.device_set):
+            return None
+        if self._mesh is None:
+            return jax.tree.map(lambda x: x.sharding, state) if hosted else None
+        everywhere = NamedSharding(self._mesh, P())
+        return jax.tree.map(
+            lambda x: x.sharding if getattr(x, "committed", True) else everywhere, state
+        )
 
-def _on_host(x: Any) -> bool:
-    """Whether an accelerator's array lies in the host's memory."""
-    sharding: Any = getattr(x, "sharding", None)
-    if getattr(sharding, "memory_kind", None) != _HOST:
-        return False
-    return all(device.platform != "cpu" for device in sharding.device_set)
+
+def _kind(x: Any) -> str | None:
+    return getattr(getattr(x, "sharding", None), "memory_kind", None)
 
 
 def put_back(new: chex.ArrayTree, old: chex.ArrayTree) -> chex.ArrayTree:

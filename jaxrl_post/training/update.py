@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.models.memory import on_device
 from jaxrl_post.models.policy import Policy
@@ -30,7 +28,7 @@ from jaxrl_post.training.loss import (
     token_losses,
     with_weights,
 )
-from jaxrl_post.training.offload import OffloadedJit, put_back
+from jaxrl_post.training.offload import LayoutKeepingJit, put_back
 from jaxrl_post.training.spikes import is_spike, remember
 from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.transforms import ScaleByInformationState
@@ -160,9 +158,7 @@ def make_update_step(
         }
         return new_state, metrics
 
-    if mesh is None:
-        return jax.jit(update, donate_argnums=0)
-    return _on_mesh(_keeping_layout(update, mesh), mesh)
+    return _on_mesh(LayoutKeepingJit(update, mesh), mesh)
 
 
 def make_score_step(
@@ -251,27 +247,6 @@ def _teach(recipe: Recipe, state: TrainState, student: chex.ArrayTree, keep: Cal
         student,
     )
     return put_back(keep(after, before), state.teacher)
-
-
-def _keeping_layout(update: UpdateStep, mesh: jax.sharding.Mesh) -> UpdateStep:
-    """The update, jitted, whose new state lies where the old one lay.
-
-    Left to the compiler, a parameter may come out split in another way, and every
-    program that takes it would be compiled anew.
-    """
-    everywhere = NamedSharding(mesh, P())
-
-    @functools.cache
-    def program(tree, layout):
-        state = jax.tree.unflatten(tree, layout)
-        return jax.jit(update, donate_argnums=0, out_shardings=(state, None))
-
-    def run(state, batch):
-        leaves, tree = jax.tree.flatten(state)
-        layout = (x.sharding if x.committed else everywhere for x in leaves)
-        return program(tree, tuple(layout))(state, batch)
-
-    return run
 
 
 def _on_mesh(program: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
