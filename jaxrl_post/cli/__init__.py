@@ -7,6 +7,7 @@ be right.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 import traceback
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # configs name; judge workers get the path as it is here.
     if "" not in sys.path:
         sys.path.insert(0, "")
+    _give_devices_threads()
     try:
         arguments = _parse(argv)
         debug = getattr(arguments, "debug", False)
@@ -61,6 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _give_devices_threads() -> None:
+    """A thread for each fake device of this CPU that waits for the others.
+
+    XLA runs the devices' programs in a pool with a thread for each core: where the
+    devices are more, they can wait for each other for ever, which ends the process
+    after 40 seconds. The pool's size is read when jax starts.
+    """
+    flag = re.search(
+        r"xla_force_host_platform_device_count=(\d+)", os.getenv("XLA_FLAGS", "")
+    )
+    count = flag[1] if flag else os.getenv("JAX_NUM_CPU_DEVICES", "")
+    if count.isdigit() and int(count) > 1:
+        cores = os.cpu_count() or 1
+        os.environ.setdefault("NPROC", str(max(cores, 4 * int(count))))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from jaxrl_post import models, recipes
 from jaxrl_post.errors import InputError
 from jaxrl_post.generation import Rollouts, Sampler
 from jaxrl_post.models import DecoderConfig, Policy, decoder
+from jaxrl_post.models.attention import IMPLEMENTATIONS
 from jaxrl_post.recipes import Batch
 from jaxrl_post.selftest.measured import Measured
 from jaxrl_post.sharding import make_mesh, shard
@@ -44,15 +44,10 @@ _WIDTH, _TIME, _GROUP = 8, 12, 2
 def programs(compute_dtype: Any) -> Mapping[str, Policy]:
     """The same decoder by every attention that this platform offers, by name; the
     first is the one that the others' gradients are held against."""
-    registry = "jaxrl_post.models.attention"
-    if importlib.util.find_spec(registry) is None:
-        return {"plain": decoder(_ATTENTION, compute_dtype=compute_dtype)}
-    names = importlib.import_module(registry).IMPLEMENTATIONS
     tokens = np.zeros((2, _TOKENS), np.int32)
     offered = {}
-    for name in [name for name in names if name != "auto"]:
-        how: dict[str, Any] = {"attention": name}
-        policy = decoder(_ATTENTION, compute_dtype=compute_dtype, **how)
+    for name in [name for name in IMPLEMENTATIONS if name != "auto"]:
+        policy = decoder(_ATTENTION, compute_dtype=compute_dtype, attention=name)
         params = jax.eval_shape(policy.init, jax.random.key(0))
         try:
             jax.eval_shape(policy.hidden, params, tokens, tokens, tokens)

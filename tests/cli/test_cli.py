@@ -126,6 +126,24 @@ def test_help_and_version(capsys):
 
 
 @pytest.mark.parametrize(
+    ("variable", "text", "threads"),
+    [
+        ("JAX_NUM_CPU_DEVICES", "64", 256),
+        ("XLA_FLAGS", "--a=1 --xla_force_host_platform_device_count=32", 128),
+        ("JAX_NUM_CPU_DEVICES", "1", None),
+    ],
+)
+def test_fake_devices_get_threads(monkeypatch, variable, text, threads):
+    for name in ("NPROC", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, text)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    cli.main(["--version"])
+    given = os.environ.pop("NPROC", None)
+    assert given == (None if threads is None else str(threads))
+
+
+@pytest.mark.parametrize(
     "argv", [["--debug", "report", "x"], ["report", "x", "--debug"]]
 )
 def test_debug_prints_the_traceback(argv, capsys):
