@@ -301,6 +301,9 @@ def _bubblewrap(readable: Sequence[str], root: bool, limits: Limits) -> list[str
         command += ["--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-all"]
+    parents = {str(parent) for path in readable for parent in Path(path).parents}
+    for parent in sorted(parents - {"/"}):  # bubblewrap would make them root's alone
+        command += ["--perms", "0755", "--dir", parent]
     for path in readable:
         if path.startswith("/dev/"):
             command += ["--dev-bind", path, path]
