@@ -251,13 +251,17 @@ def _collect(
                 stopped = "output"
                 break
     os.close(end)
-    texts = [bytes(b[: limits.output]).decode(errors="replace") for b in (output, error)]
+    texts = [
+        bytes(b[: limits.output]).decode(errors="replace") for b in (output, error)
+    ]
     return texts[0], texts[1], stopped
 
 
 def _sealed(content: bytes) -> Any:
     """A file in memory that nobody can change any more."""
-    file = open(os.memfd_create("sandbox", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC), "rb+")
+    file = open(
+        os.memfd_create("sandbox", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC), "rb+"
+    )
     file.write(content)
     file.flush()
     file.seek(0)

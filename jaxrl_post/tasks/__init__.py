@@ -26,7 +26,16 @@ __all__ = [
     "options_of",
 ]
 
-BUILT_IN = ("gsm8k", "math", "reasoning_gym", "rows", "science", "sciknoweval")
+BUILT_IN = (
+    "code",
+    "gsm8k",
+    "math",
+    "reasoning_gym",
+    "rows",
+    "science",
+    "sciknoweval",
+    "tooluse",
+)
 """Names that `load` knows: modules of this package, each with a function ``load``."""
 
 

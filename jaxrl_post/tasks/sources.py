@@ -12,7 +12,9 @@ from jaxrl_post.errors import InputError, nearest, one_line, shown
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
-def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str, Any]]:
+def read(
+    source: str, split: str, *, subset: str | None = None, revision: str | None = None
+) -> list[dict[str, Any]]:
     """All records of one split.
 
     Args:
@@ -21,6 +23,7 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
         data set on the Hub, opened with `datasets`.
       split: name of the split. Of no meaning for a file.
       subset: configuration of the Hub's data set.
+      revision: branch, tag or commit of it.
 
     Raises:
       InputError: a folder without the split; a broken line, with its number; a data set
@@ -41,7 +44,9 @@ def read(source: str, split: str, *, subset: str | None = None) -> list[dict[str
     import datasets
 
     try:
-        return list(datasets.load_dataset(source, subset, split=split))
+        return list(
+            datasets.load_dataset(source, subset, split=split, revision=revision)
+        )
     except Exception as error:  # the client raises a dozen unrelated types
         raise InputError(
             f"{source!r} is no local file or folder, and fetching its split {split!r} "
