@@ -112,8 +112,8 @@ def seccomp_filter(machine: str, pid: int) -> bytes | None:
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
     code += [(_LOAD, 0, 0, 0), (_AT_LEAST, 0, 1, _X32), refuse]
     for numbers in _REFUSED.values():
-        if numbers[column] is not None:
-            code += [(_EQUAL, 0, 1, numbers[column]), refuse]
+        if (number := numbers[column]) is not None:
+            code += [(_EQUAL, 0, 1, number), refuse]
     # glibc falls back to clone, whose flags a filter can see.
     code += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ERRNO | _ENOSYS)]
     code += [(_EQUAL, 0, 4, _CLONE[column]), (_LOAD, 0, 0, 16)]
@@ -170,7 +170,10 @@ def confine(job: dict[str, Any]) -> None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     for name, most in job["limits"].items():
-        resource.setrlimit(getattr(resource, name), (most, most))
+        kind = getattr(resource, name)
+        if (already := resource.getrlimit(kind)[1]) != resource.RLIM_INFINITY:
+            most = min(most, already)
+        resource.setrlimit(kind, (most, most))
     _call("prctl", 1, 9)  # dies with its parent
     _call("prctl", 38, 1, 0, 0, 0)  # no new privileges
     if job["level"] == "kernel":

@@ -157,7 +157,7 @@ def _run(
     user = first + time.monotonic_ns() // 1000 % (last - first + 1) if root else None
     interpreter = _interpreter(level, root)
     readable = _readable(interpreter)
-    job = {
+    job: dict[str, Any] = {
         "program": program.encode(errors="replace").decode(),
         "call": call,
         "level": level,
@@ -251,17 +251,14 @@ def _collect(
                 stopped = "output"
                 break
     os.close(end)
-    texts = [
-        bytes(b[: limits.output]).decode(errors="replace") for b in (output, error)
-    ]
-    return texts[0], texts[1], stopped
+    del output[limits.output :], error[limits.output :]
+    return output.decode(errors="replace"), error.decode(errors="replace"), stopped
 
 
 def _sealed(content: bytes) -> Any:
     """A file in memory that nobody can change any more."""
-    file = open(
-        os.memfd_create("sandbox", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC), "rb+"
-    )
+    flags = os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC
+    file = open(os.memfd_create("sandbox", flags), "rb+")
     file.write(content)
     file.flush()
     file.seek(0)

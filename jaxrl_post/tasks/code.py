@@ -159,7 +159,7 @@ def program_in(
 
 @dataclass(frozen=True)
 class _Failure:
-    """A test that was not passed: with ``found`` a wrong answer, without it an error."""
+    """A test that was not passed: a wrong answer, which is `found`, or an error."""
 
     test: Mapping[str, Any]
     message: str

@@ -52,10 +52,8 @@ def problem(record: Mapping[str, Any]) -> dict[str, Any]:
 def private_tests(encoded: str, where: str = "a problem") -> list[Any]:
     """The list that a column of private tests holds: packed, or JSON as it is.
 
-    >>> private_tests('[{"input": "1", "output": "2", "testtype": "stdin"}]')[0][
-    ...     "input"
-    ... ]
-    '1'
+    >>> private_tests('[{"input": "1", "output": "2", "testtype": "stdin"}]')
+    [{'input': '1', 'output': '2', 'testtype': 'stdin'}]
     """
     if encoded.lstrip()[:1] != "[":
         try:
@@ -90,7 +88,7 @@ def _pickled_text(pickled: bytes) -> str:
         if code.name in _TEXT:
             found.append(argument)
         elif code.name == "STOP" and len(found) == 1:
-            return found[0]
+            return str(found[0])
         elif code.name not in _NOTHING:
             raise ValueError(f"the pickle holds more than a text ({code.name})")
     raise ValueError("the pickle holds no text")

@@ -199,7 +199,7 @@ class ToolUse:
 def _difference(
     expected: Sequence[Call], calls: Sequence[Call]
 ) -> tuple[list[Call], list[int]]:
-    """Expected calls that were not made, and indices of calls that were not expected."""
+    """Expected calls that were not made, and which calls were not expected."""
     missing, surplus = list(expected), []
     for i, (name, value) in enumerate(calls):
         for j, (wanted, its) in enumerate(missing):

@@ -135,9 +135,7 @@ def test_loading(tmp_path):
         tasks.load("tooluse", split="test", source=str(tmp_path), mode="regex")
 
 
-@pytest.mark.skipif(
-    not SHARED.exists(), reason="no ToolAlpaca rows beside the checkout"
-)
+@pytest.mark.skipif(not SHARED.exists(), reason="no rows beside the checkout")
 def test_the_answers_of_real_rows_are_right():
     task = tasks.load("tooluse", split="test", source=str(SHARED))
     prompts = task.rows(range(len(task)))
