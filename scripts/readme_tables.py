@@ -12,6 +12,7 @@ import sys
 
 import compare
 import mesh_table
+import sandbox_table
 from quickstart_seeds import RESULTS, ROOT, WEIGHTS, table
 
 
@@ -50,6 +51,10 @@ def main() -> None:
         "docs/devices.md": {
             "meshes": mesh_table.table(mesh_table.read()),
             "mesh-training": mesh_table.training_table(mesh_table.read()),
+        },
+        "docs/sandbox.md": {
+            "sandbox": sandbox_table.table(sandbox_table.read()),
+            "escapes": sandbox_table.escapes(sandbox_table.read()),
         },
     }
     stale = [name for name, tables in pages.items() if rewrite(name, tables)]

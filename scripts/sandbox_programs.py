@@ -1,4 +1,4 @@
-"""Programs that try to do more than compute, for scripts/sandbox_table.py and the tests.
+"""Programs that try to do more than compute, for sandbox_table.py and the tests.
 
 Those of `ATTACKS` print ESCAPED where they got what they wanted, unless it shows from
 outside. They begin with definitions: SECRET, a file to be read; TARGET, a folder that
@@ -23,7 +23,7 @@ _FILL = (
     "    made = []\n"
     "    try:\n"
     "        for i in range(most // 4):\n"
-    "            made.append(f'{folder}/jaxrl-{os.getpid()}-{i}')\n"
+    "            made.append(f'{folder}/escape-{os.getpid()}-{i}')\n"
     "            with open(made[-1], 'wb') as file: file.write(bytes(size))\n"
     "        print('ESCAPED')\n"
     "    except OSError as error: print(error)\n"
@@ -67,18 +67,22 @@ print("ESCAPED")
         "libc's fork": _C + "pid = C.fork()\nif pid: print('ESCAPED' * (pid > 0))\n",
         "clone3": _C
         + "import struct\n"
-        + "a = ctypes.create_string_buffer(struct.pack('=8Q', 0, 0, 0, 0, 17, 0, 0, 0))\n"
+        + "a = struct.pack('=8Q', 0, 0, 0, 0, 17, 0, 0, 0)\n"
+        + "a = ctypes.create_string_buffer(a)\n"
         + "pid = C.syscall(435, a, 64)\nif pid == 0: os._exit(0)\n"
         + "print('ESCAPED' * (pid > 0))\n",
         "fork in machine code": _CODE.format(code=b"\xb8\x39\0\0\0\x0f\x05\xc3"),
         "fork by the 32-bit door": _CODE.format(code=b"\xb8\x02\0\0\0\xcd\x80\xc3"),
-        "a shell": "import subprocess\nsubprocess.run(['/bin/sh', '-c', 'echo ESCAPED'])\n",
+        "a shell": """
+import subprocess
+subprocess.run(["/bin/sh", "-c", "echo ESCAPED"])
+""",
         "libc's system": _C + "C.system(b'echo ESCAPED')\n",
         "a copied library's system": """
 import ctypes, glob, shutil
 path = glob.glob("/lib/x86_64-linux-gnu/libc.so.6") or glob.glob("/lib*/libc.so.6")
-shutil.copy(path[0], "/tmp/jaxrl-copy.so")
-ctypes.CDLL("/tmp/jaxrl-copy.so").system(b"rm /tmp/jaxrl-copy.so; echo ESCAPED")
+shutil.copy(path[0], "/tmp/escape-copy.so")
+ctypes.CDLL("/tmp/escape-copy.so").system(b"rm /tmp/escape-copy.so; echo ESCAPED")
 """,
         "becomes another program": """
 import os, sys
@@ -121,9 +125,13 @@ threading.Thread(target=time.sleep, args=(30,)).start()
 """,
     },
     "memory": {
-        "lists": "x = []\nfor _ in range(60): x.append(bytearray(10**7))\nprint('ESCAPED')",
+        "lists": "x = [bytearray(10**7) for _ in range(60)]\nprint('ESCAPED')",
         "one array": "x = bytearray(600 * 10**6)\nprint('ESCAPED')",
-        "a text that doubles": "x = 'x'\nwhile len(x) < 6e8: x += x\nprint('ESCAPED')",
+        "a text that doubles": """
+x = "x"
+while len(x) < 6e8: x += x
+print("ESCAPED")
+""",
         "anonymous maps": """
 import mmap
 x = [mmap.mmap(-1, 2**26) for _ in range(10)]
@@ -151,7 +159,8 @@ print("ESCAPED")
         "shared memory that stays": _C
         + "C.shmat.restype = ctypes.c_void_p\n"
         + "made = []\nfor _ in range(6):\n"
-        + "    i = C.shmget(0, 10**8, 0o1600)\n    if i < 0: break\n    made.append(i)\n"
+        + "    i = C.shmget(0, 10**8, 0o1600)\n    if i < 0: break\n"
+        + "    made.append(i)\n"
         + "    at = C.shmat(i, None, 0)\n    if at == 2**64 - 1: break\n"
         + "    ctypes.memset(at, 1, 10**8)\n    C.shmdt(ctypes.c_void_p(at))\n"
         + "else: print('ESCAPED')\nfor i in made: C.shmctl(i, 0, None)\n",
@@ -170,7 +179,10 @@ print("ESCAPED")
 """,
     },
     "descriptors and files": {
-        "opens a thousand": "x = [open('/dev/zero') for _ in range(1000)]\nprint('ESCAPED')",
+        "opens a thousand": """
+x = [open("/dev/zero") for _ in range(1000)]
+print("ESCAPED")
+""",
         "copies one a thousand times": """
 import os
 for _ in range(1000): os.dup(0)
@@ -182,8 +194,8 @@ print("ESCAPED")
         "many files at the root": _FILL + "fill('/')\nfill('/dev')\nfill('/run')\n",
         "a file with a hole": """
 import os
-with open("/tmp/jaxrl-hole", "wb") as file:
-    os.remove("/tmp/jaxrl-hole")
+with open("/tmp/escape-hole", "wb") as file:
+    os.remove("/tmp/escape-hole")
     file.truncate(2**40)
 print("ESCAPED")
 """,
@@ -236,17 +248,20 @@ repr(x)
     "output": {
         "endless": "while True: print('x' * 1000)",
         "endless errors": "import sys\nwhile True: sys.stderr.write('x' * 1000)",
-        "one line of 100 MB": "import os\nfor _ in range(100): os.write(1, bytes(10**6))",
+        "one line of 100 MB": """
+import os
+for _ in range(100): os.write(1, bytes(10**6))
+""",
         "no text": "import os\nfor _ in range(9): os.write(1, os.urandom(10**5))",
     },
     "files outside": {
         "reads": _LOOK + "look(SECRET)\n",
         "by way of the parent folder": _LOOK + "look('../' * 20 + SECRET)\n",
         "by a symbolic link": _LOOK
-        + "import os\nos.symlink(SECRET, '/tmp/jaxrl-link')\n"
-        + "look('/tmp/jaxrl-link')\nos.remove('/tmp/jaxrl-link')\n",
+        + "import os\nos.symlink(SECRET, '/tmp/escape-link')\n"
+        + "look('/tmp/escape-link')\nos.remove('/tmp/escape-link')\n",
         "by a hard link": _LOOK
-        + "import os\nos.link(SECRET, '/tmp/jaxrl-link')\nlook('/tmp/jaxrl-link')\n",
+        + "import os\nos.link(SECRET, '/tmp/escape-link')\nlook('/tmp/escape-link')\n",
         "by its own root": _LOOK
         + "for i in ('self', 1, VICTIM): look(f'/proc/{i}/root{SECRET}')\n",
         "writes": "open(TARGET + '/written', 'w').write('x')",
@@ -270,7 +285,7 @@ for name in ("vda", "sda", "nvme0n1", "mem", "kmsg", "kvm", "fuse", "tty"):
 """,
         "makes a device": """
 import os, stat
-os.mknod("/tmp/jaxrl-device", stat.S_IFBLK | 0o666, os.makedev(254, 0))
+os.mknod("/tmp/escape-device", stat.S_IFBLK | 0o666, os.makedev(254, 0))
 print("ESCAPED")
 """,
         "mounts": _C
@@ -335,7 +350,13 @@ print("ESCAPED")
     "other processes": {
         "kills": "import os\nos.kill(VICTIM, 9)",
         "kills the parent": "import os\nos.kill(os.getppid(), 0)\nprint('ESCAPED')",
-        "kills everybody": "import os\nos.kill(-1, 0)\nprint('ESCAPED')",
+        "kills anybody": """
+import os
+for pid in range(1, VICTIM + 1):
+    try: os.kill(pid, 0)
+    except OSError: continue
+    if pid != os.getpid(): print("ESCAPED")
+""",
         "signals by a queue": _C
         + "b = ctypes.create_string_buffer(128)\nb[8] = 255\n"
         + "C.syscall(129, VICTIM, 9, b)\n",
@@ -473,7 +494,7 @@ os._exit(0)
     "remembers": """
 import os
 def add(a, b):
-    path = "/tmp/jaxrl-runs"
+    path = "/tmp/escape-runs"
     runs = len(open(path).read()) if os.path.exists(path) else 0
     open(path, "a").write("x")
     return [3, 6, 7][runs]

@@ -1,7 +1,7 @@
-"""Runs the programs of sandbox_programs.py at each level: what is contained, and what not.
+"""Runs the programs of sandbox_programs.py at each level: which are contained.
 
-    python scripts/sandbox_table.py          # writes docs/evidence/sandbox.jsonl, and
-                                             # the table of docs/sandbox.md
+    python scripts/sandbox_table.py          # writes docs/evidence/sandbox.jsonl
+    python scripts/readme_tables.py          # and from it the tables of docs/sandbox.md
     python scripts/sandbox_table.py --level required --only "fork bomb"
 
 A program is contained if it printed no ESCAPED and no secret, ended in time, left no
@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -32,12 +34,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from sandbox_programs import ATTACKS, CHEATS  # noqa: E402
 
 from jaxrl_post.errors import InputError  # noqa: E402
-from jaxrl_post.isolation import guest, sandbox  # noqa: E402
+from jaxrl_post.isolation import sandbox  # noqa: E402
 from jaxrl_post.tasks.code import CodeJudge  # noqa: E402
 from jaxrl_post.types import Prompts  # noqa: E402
 
 RESULTS = ROOT / "docs" / "evidence" / "sandbox.jsonl"
 LIMITS = sandbox.Limits(seconds=2.0, memory=2**28, output=2**20)
+USER = "root" if os.geteuid() == 0 else "another user"
+Record = dict[str, str | None]
 PATIENCE = 1.5
 """Seconds after the limit in which a run must be over on a busy machine."""
 
@@ -112,18 +116,23 @@ def bait() -> Iterator[Bait]:
             for listener in listeners:
                 listener.close()
             del os.environ["JAXRL_SECRET"]
+            for path in Path("/tmp").glob("escape-*"):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def attack(program: str, level: str) -> str | None:
     """Runs one of `ATTACKS`; what it achieved, None where it was contained."""
-    with bait() as laid:
+    mark = secrets.token_hex(16)  # in the arguments of this run's processes
+    marked = mock.patch.object(sandbox, "_GUEST", f"{sandbox._GUEST}\n# {mark}")
+    with bait() as laid, marked:
         there = {path.name for path in laid.folder.iterdir()}
         start = time.monotonic()
         try:
             result = sandbox.run(laid.definitions + program, level=level, limits=LIMITS)
         except sandbox.SandboxError as error:
             return f"the sandbox failed: {error}"
-        seconds = time.monotonic() - start
+        seconds, left = time.monotonic() - start, _left(mark.encode())
         said = result.output + result.error
         if laid.secret in said:
             return "a secret was read"
@@ -139,13 +148,13 @@ def attack(program: str, level: str) -> str | None:
             return "a process was killed"
         if any(map(_called, laid.listeners)):
             return "a connection was made"
-        if _left():
+        if left:
             return "a process was left"
     return None
 
 
 def cheat(program: str, level: str) -> str | None:
-    """Judges one of `CHEATS`; what it achieved, None where it was not taken for right."""
+    """Judges one of `CHEATS`; what it achieved, None where that was nothing."""
     columns = {"tests": TESTS, "function": "add"}
     prompts = Prompts(("add",), ((),), (columns,), (None,))
     judge = CodeJudge(sandbox=level, seconds=LIMITS.seconds)
@@ -165,24 +174,26 @@ def _called(listener: socket.socket) -> bool:
     return False
 
 
-def _left() -> bool:
-    """Whether a program runs that this process did not wait for."""
+def _left(mark: bytes) -> bool:
+    """Whether a process with this in its arguments still runs; not after this."""
     time.sleep(0.05)  # what was killed needs a moment
-    mark = (guest.__doc__ or "").encode()[:60]
+    found = False
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if mark in (entry / "cmdline").read_bytes():
-                return True
-    return False
+                os.kill(int(entry.name), signal.SIGKILL)
+                found = True
+    return found
 
 
-def rows(level: str, only: str | None = None) -> Iterator[dict[str, str | None]]:
+def rows(level: str, only: str | None = None) -> Iterator[Record]:
     """One per program: its category, its name and what it achieved."""
     for category, programs in {**ATTACKS, "cheating": CHEATS}.items():
         for name, program in programs.items():
             if only in (None, name):
                 run = cheat if category == "cheating" else attack
                 yield {
+                    "user": USER,
                     "level": level,
                     "category": category,
                     "program": name,
@@ -190,24 +201,47 @@ def rows(level: str, only: str | None = None) -> Iterator[dict[str, str | None]]
                 }
 
 
-def table(records: Sequence[dict[str, str | None]]) -> str:
-    """Contained programs by category and level, and the names of those that are not."""
-    levels = [x for x in sandbox.LEVELS if any(r["level"] == x for r in records)]
-    lines = [f"| | {' | '.join(levels)} |", "|" + "---|" * (len(levels) + 1)]
+def columns(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each level and user, the strong levels first."""
+    found: dict[str, list[Record]] = {}
+    for level in sandbox.LEVELS:
+        for record in records:
+            if record["level"] == level:
+                found.setdefault(f"{level}, {record['user']}", []).append(record)
+    return found
+
+
+def table(records: Sequence[Record]) -> str:
+    """Contained programs by category and level, in Markdown."""
+    found = columns(records)
+    lines = [f"| | {' | '.join(found)} |", "|" + "---|" * (len(found) + 1)]
     for category in [*dict.fromkeys(r["category"] for r in records), None]:
         cells = []
-        for level in levels:
-            here = [
-                r
-                for r in records
-                if r["level"] == level and category in (None, r["category"])
-            ]
-            out = [str(r["program"]) for r in here if r["achieved"]]
-            cell = f"{len(here) - len(out)} of {len(here)}"
-            named = category is not None and out
-            cells.append(f"{cell}; not: {', '.join(out)}" if named else cell)
+        for column in found.values():
+            here = [r for r in column if category in (None, r["category"])]
+            cells.append(f"{sum(not r['achieved'] for r in here)} of {len(here)}")
         lines.append(f"| {category or '**all**'} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def escapes(records: Sequence[Record]) -> str:
+    """The programs that are not contained, in Markdown."""
+    lines = ["| | not contained |", "|---|---|"]
+    for name, column in columns(records).items():
+        out: dict[str, list[str]] = {}
+        for r in column:
+            if r["achieved"]:
+                out.setdefault(str(r["category"]), []).append(str(r["program"]))
+        told = "; ".join(f"{key}: {', '.join(names)}" for key, names in out.items())
+        lines.append(f"| {name} | {told or 'none'} |")
+    return "\n".join(lines)
+
+
+def read() -> list[Record]:
+    """The committed results; none before there are any."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -222,19 +256,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(problem)
         for record in rows(level, arguments.only):
             records.append(record)
-            print(*record.values(), sep="\t", flush=True)
-    print(f"\n{table(records)}")
+            print(*map(str, record.values()), sep="\t", flush=True)
+    print(f"\n{table(records)}\n\n{escapes(records)}")
     if not (arguments.level or arguments.only):
         about = {
-            "user": "root" if os.geteuid() == 0 else "not root",
             "kernel": platform.release().split("-")[0],
             "machine": platform.machine(),
         }
-        lines = [json.dumps({**record, **about}) for record in records]
-        RESULTS.write_text("\n".join(lines) + "\n")
-        import readme_tables
-
-        readme_tables.main()
+        kept = [record for record in read() if record["user"] != USER]
+        kept += [{**record, **about} for record in records]
+        RESULTS.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
     escaped = [r for r in records if r["level"] == "required" and r["achieved"]]
     return int(bool(escaped))
 
