@@ -250,7 +250,56 @@ MIXED = {
     },
 }
 del MIXED["sft_qwen25_math_7b_openr1"]["optimizer.schedule"]
-PAPERS_AND_MIXED = PAPERS | MIXED
+# SDPO's other tasks; columns "tool use" and "LiveCodeBench" of the same tables.
+WITHOUT_DOMAIN = {
+    key: value
+    for key, value in (SHARED | DISTILLATION).items()
+    if key not in ("task.domain", "task.answer_format")
+    and not key.startswith("evaluation.")
+}
+RICH = {
+    "sdpo_qwen3_8b_tooluse": WITHOUT_DOMAIN
+    | {
+        "task.name": "tooluse",
+        "task.source": "data/tooluse",
+        "task.mode": "calls",  # ours: the code's way has faults
+        "task.feedback": "none",
+        "evaluation.tooluse.split": "test",
+        "evaluation.tooluse.samples": 16,
+        "evaluation.tooluse.temperature": 0.6,
+        "evaluation.tooluse.top_p": 0.95,
+    },
+    "sdpo_qwen3_8b_livecodebench": WITHOUT_DOMAIN
+    | {
+        "task.name": "code",
+        "task.source": "livecodebench/code_generation_lite",
+        "task.revision": "refs/pr/6",  # code, as the next two
+        "task.start": "2025-02-01",
+        "task.end": "2025-05-01",
+        "task.tests": "half",  # code; ours in evaluation
+        "task.reward": "all",  # code, as the next two
+        "task.block": "longest",
+        "task.seconds": 6.0,
+        "task.sandbox": "required",  # ours: the code has none
+        "task.total_seconds": 60.0,
+        "task.judge_timeout": 120.0,
+        "recipe.alpha": 1.0,
+        "recipe.top_k": 20,
+        "recipe.teacher_rate": 0.01,
+        "recipe.teacher_every": 32,  # code: once per rollout batch
+        "recipe.feedback": "without_demonstration",
+        "optimizer.learning_rate": 1e-6,
+        "optimizer.warmup_updates": 0,
+        "training.steps": 90,  # 80 to 90
+        "training.updates_per_step": 32,
+        "mesh.tensor": -1,
+        "evaluation.code.split": "test",
+        "evaluation.code.samples": 4,
+        "evaluation.code.temperature": 0.6,
+        "evaluation.code.top_p": 0.95,
+    },
+}
+PAPERS_AND_MIXED = PAPERS | MIXED | RICH
 # What they do not say: ours.
 OPEN_IN_MIXED = {
     "model.param_dtype": "float32",
