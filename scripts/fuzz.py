@@ -3,19 +3,22 @@
     python scripts/fuzz.py gguf --minutes 10 --log docs/evidence/fuzz.jsonl
     python scripts/fuzz.py gguf --seed 0 --only 1234     # one input again
 
-Targets are the GGUF reader, the config loader, the dataset loader and the extraction
-of answers. An input is a valid one mutated, or drawn from the target's grammar; it may
-be accepted or refused by an `InputError`. Any other exception, more than `HANG` seconds
-of processor time and more than `MEMORY` bytes are a surprise: the input is kept, and
-what makes it again is printed. Input number i depends on target, seed and i alone.
+Targets are the GGUF reader, the config loader, the dataset loader, packed tests of
+programming problems and the extraction of answers. An input is a valid one mutated, or
+drawn from the target's grammar; it may be accepted or refused by an `InputError`. Any
+other exception, more than `HANG` seconds of processor time and more than `MEMORY` bytes
+are a surprise: the input is kept, and what makes it again is printed. Input number i
+depends on target, seed and i alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import faulthandler
 import json
 import os
+import pickle
 import resource
 import shlex
 import signal
@@ -24,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -419,6 +423,29 @@ def run_dataset(data: tuple[str, bytes, dict[str, Any]], folder: Path) -> None:
             assert solution is None or isinstance(solution, str)
 
 
+# ---- packed tests -------------------------------------------------------------------
+
+_TESTS = '[{"input": "1 2", "output": "3", "testtype": "stdin"}]'
+
+
+def make_tests(rng: Random) -> str:
+    protocol = rng.randrange(pickle.HIGHEST_PROTOCOL + 1)
+    made = value(rng) if rng.random() < 0.2 else _TESTS
+    data = pickle.dumps(made, protocol)
+    if rng.random() < 0.7:
+        data = mutate(rng, data, [data])
+    data = zlib.compress(data)
+    if rng.random() < 0.3:
+        data = mutate(rng, data, [data])
+    return rng.choice((base64.b64encode, base64.b85encode))(data).decode()
+
+
+def run_tests(data: str, folder: Path) -> None:
+    from jaxrl_post.tasks import livecodebench
+
+    assert isinstance(livecodebench.private_tests(data), list)
+
+
 # ---- answers ------------------------------------------------------------------------
 
 _PIECES = ["<answer>", "</answer>", "\\boxed{", "\\boxed {", "{", "}", "#### ", "\n"]
@@ -447,6 +474,7 @@ _PIECES += [
     "<<",
     ">>",
 ]
+_PIECES += ["```", "\nAction: f", "\nAction Input: {", "\nAction Input: {}", '"']
 _PIECES += ["%", " mol", "kg", "\\text{", "\t", "−", "٣", "𝟙", "\u2028", "\0", "\ud800"]
 
 
@@ -463,7 +491,7 @@ def make_answer(rng: Random) -> tuple[str, str]:
 
 def run_answer(data: tuple[str, str], folder: Path) -> None:
     from jaxrl_post import tasks
-    from jaxrl_post.tasks import extraction, gsm8k
+    from jaxrl_post.tasks import code, extraction, gsm8k, tooluse
     from jaxrl_post.tasks.rows import exact_match
     from jaxrl_post.tasks.sciknoweval import MultipleChoice
     from jaxrl_post.types import Prompts
@@ -472,6 +500,11 @@ def run_answer(data: tuple[str, str], folder: Path) -> None:
     extraction.last_boxed(completion)
     extraction.last_tagged(completion)
     extraction.final_answer(completion, accept=lambda text: False)
+    code.program_in(completion)
+    calls = json.dumps([{"Action": answer, "Action_Input": "{}"}])
+    prompts = Prompts(("q",), ((),), ({"answer": calls},), (None,))
+    for mode in tooluse.MODES:
+        tooluse.ToolUse(mode)(prompts, [completion])
     prompts = Prompts(("q",), ((),), ({"answer": answer},), (None,))
     for judge in (
         gsm8k.judge,
@@ -493,6 +526,7 @@ TARGETS = {
     "gguf": Target(make_gguf, run_gguf),
     "config": Target(make_config, run_config),
     "dataset": Target(make_dataset, run_dataset),
+    "tests": Target(make_tests, run_tests),
     "answers": Target(make_answer, run_answer),
 }
 

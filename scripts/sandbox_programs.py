@@ -268,7 +268,10 @@ for _ in range(100): os.write(1, bytes(10**6))
         "deletes": "import os\nos.remove(TARGET + '/bait')",
         "renames": "import os\nos.rename(TARGET + '/bait', TARGET + '/moved')",
         "makes a folder": "import os\nos.mkdir(TARGET + '/made')",
-        "sees names": "import os\nif os.listdir(os.path.dirname(SECRET)): print('ESCAPED')",
+        "sees names": """
+import os
+if os.listdir(os.path.dirname(SECRET)): print("ESCAPED")
+""",
         "sees sizes": "import os\nprint('ESCAPED', os.stat(SECRET).st_size)",
         "accounts": "print('ESCAPED' * ('root:' in open('/etc/passwd').read()))",
         "the interpreter": """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz.py"
-TARGETS = ("gguf", "config", "dataset", "answers")
+TARGETS = ("gguf", "config", "dataset", "tests", "answers")
 
 
 @pytest.fixture(scope="module")

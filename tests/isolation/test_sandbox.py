@@ -230,6 +230,7 @@ def test_the_committed_table_is_of_these_programs(table):
         for name in programs
     }
     for column, rows in table.columns(records).items():
+        rows = [r for r in rows if r["category"] != table.COST]
         assert {(r["category"], r["program"]) for r in rows} == there, column
         assert len(rows) == len(there) > 60
     strongest = [r for r in records if r["level"] == "required"]
