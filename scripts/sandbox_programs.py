@@ -267,6 +267,14 @@ for _ in range(100): os.write(1, bytes(10**6))
         "writes": "open(TARGET + '/written', 'w').write('x')",
         "deletes": "import os\nos.remove(TARGET + '/bait')",
         "renames": "import os\nos.rename(TARGET + '/bait', TARGET + '/moved')",
+        "overwrites": "open(SECRET, 'r+').write('x')",
+        "changes rights": "import os\nos.chmod(SECRET, 0)",
+        "changes times": "import os\nos.utime(SECRET, (1, 1))",
+        "sets attributes": """
+import os
+os.setxattr(SECRET, "user.x", b"x")
+print("ESCAPED")
+""",
         "makes a folder": "import os\nos.mkdir(TARGET + '/made')",
         "sees names": """
 import os

@@ -128,7 +128,7 @@ def attack(program: str, level: str) -> str | None:
     mark = secrets.token_hex(16)  # in the arguments of this run's processes
     marked = mock.patch.object(sandbox, "_GUEST", f"{sandbox._GUEST}\n# {mark}")
     with bait() as laid, marked:
-        there = {path.name for path in laid.folder.iterdir()}
+        there = _files(laid.folder)
         start = time.monotonic()
         try:
             result = sandbox.run(laid.definitions + program, level=level, limits=LIMITS)
@@ -144,7 +144,7 @@ def attack(program: str, level: str) -> str | None:
             return "more output than the limit"
         if seconds > LIMITS.seconds + PATIENCE:
             return f"took {seconds:.1f} s"
-        if {path.name for path in laid.folder.iterdir()} != there:
+        if _files(laid.folder) != there:
             return "files were changed"
         if laid.victim.poll() is not None:
             return "a process was killed"
@@ -166,6 +166,12 @@ def cheat(program: str, level: str) -> str | None:
     return "was taken for right" if verdict.success or verdict.reward else None
 
 
+def _files(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What is in a folder: size, rights and time of change."""
+    found = {path.name: path.stat() for path in folder.iterdir()}
+    return {n: (s.st_size, s.st_mode, s.st_mtime_ns) for n, s in found.items()}
+
+
 def _called(listener: socket.socket) -> bool:
     with suppress(BlockingIOError):
         if listener.type == socket.SOCK_STREAM:
@@ -176,16 +182,24 @@ def _called(listener: socket.socket) -> bool:
     return False
 
 
-def _left(mark: bytes) -> bool:
-    """Whether a process with this in its arguments still runs; not after this."""
-    time.sleep(0.05)  # what was killed needs a moment
-    found = False
+def marked(mark: bytes) -> list[int]:
+    """Processes with this in their arguments."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if mark in (entry / "cmdline").read_bytes():
-                os.kill(int(entry.name), signal.SIGKILL)
-                found = True
+                found.append(int(entry.name))
     return found
+
+
+def _left(mark: bytes) -> bool:
+    """Whether such a process still runs; not after this."""
+    time.sleep(0.05)  # what was killed needs a moment
+    found = marked(mark)
+    for process in found:
+        with suppress(OSError):
+            os.kill(process, signal.SIGKILL)
+    return bool(found)
 
 
 def rows(level: str, only: str | None = None) -> Iterator[Record]:

@@ -59,6 +59,25 @@ _REFUSED = {
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
+    # Of files, what landlock leaves.
+    "chmod": (90, None),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "fchown": (93, 55),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
     # Doors into the kernel that only administrators and attackers use.
     "io_uring_setup": (425, 425),
     "bpf": (321, 280),
@@ -85,7 +104,10 @@ _OF_ITSELF = {  # refused for another process; whether 0 means the caller
     "prlimit64": (302, 261, True),
     "sched_setaffinity": (203, 122, True),
 }
-_FCNTL, _FCNTL_SIGNALS = (72, 25), (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+_COMMANDS = {  # refused with one of these as their first or second argument
+    "fcntl": (72, 25, 1, (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+    "prctl": (157, 167, 0, (1,)),  # PR_SET_PDEATHSIG
+}
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 _EPERM, _ENOSYS = 1, 38
@@ -122,10 +144,12 @@ def seccomp_filter(machine: str, pid: int) -> bytes | None:
         code += [(_EQUAL, 0, 5, call[column]), (_LOAD, 0, 0, 16)]
         code += [(_EQUAL, 1, 0, pid), (_EQUAL, 0, 1, 0 if zero else pid)]
         code += [allow, refuse]
-    code += [(_EQUAL, 0, 5, _FCNTL[column]), (_LOAD, 0, 0, 24)]
-    code += [(_EQUAL, 2 - i, 0, command) for i, command in enumerate(_FCNTL_SIGNALS)]
-    code[-1] = (_EQUAL, 0, 1, _FCNTL_SIGNALS[-1])
-    code += [refuse, allow]
+    for *call, place, commands in _COMMANDS.values():
+        count = len(commands)
+        code += [(_EQUAL, 0, count + 3, call[column]), (_LOAD, 0, 0, 16 + 8 * place)]
+        code += [(_EQUAL, count - i, 0, which) for i, which in enumerate(commands)]
+        code += [allow, refuse]
+    code.append(allow)
     return b"".join(struct.pack("=HBBI", *line) for line in code)
 
 
@@ -210,8 +234,9 @@ def main(descriptor: int, ready: int) -> None:
     confine(job)
     os.write(ready, b"1")
     os.close(ready)
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"], sys.argv[:] = module, ["solution.py"]
+    # What a function's author runs under `if __name__ == "__main__"` is not asked for.
+    module = types.ModuleType("__main__" if call is None else "solution")
+    sys.modules[module.__name__], sys.argv[:] = module, ["solution.py"]
     lines = source.splitlines(keepends=True)
     linecache.cache["solution.py"] = (len(source), None, lines, "solution.py")
     names, dumps, leave, write = module.__dict__, json.dumps, os._exit, os.write

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,10 @@ import pytest
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import guest, sandbox
+from jaxrl_post.isolation.pool import JudgePool
 from jaxrl_post.isolation.sandbox import Limits, run
+from jaxrl_post.tasks.code import CodeJudge
+from jaxrl_post.types import Prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 SOME = (
@@ -76,6 +80,8 @@ def test_a_function_is_called(level):
     assert (result.code, result.output) == (0, '{"sum": 6}')
     plain = run("def f(a): return pow(a, 3, 5)", call=("f", [2]), level=level)
     assert plain.output == "3"
+    guarded = "def f(a): return a\nif __name__ == '__main__': print(f(input()))"
+    assert run(guarded, call=("f", [2]), level=level).output == "2"
     missing = run("def g(a): return a", call=("f", [2]), level=level)
     assert missing.code == 1 and "there is no function 'f'" in missing.error
 
@@ -186,10 +192,10 @@ def test_the_filter_of_system_calls(machine):
     assert call(guest._CLONE[column], 17) == refuse  # a process
     assert call(guest._CLONE[column], 0x3D0F00) == allow  # a thread
     assert call(guest._CLONE3[column]) == 0x00050000 | 38
-    assert call(guest._FCNTL[column], 3, 8) == refuse
-    assert call(guest._FCNTL[column], 3, 10) == call(guest._FCNTL[column], 3, 15)
-    assert call(guest._FCNTL[column], 3, 15) == refuse
-    assert call(guest._FCNTL[column], 3, 4) == allow
+    for command in range(20):
+        fcntl, prctl = (guest._COMMANDS[name][column] for name in ("fcntl", "prctl"))
+        assert call(fcntl, 3, command) == (refuse if command in (8, 10, 15) else allow)
+        assert call(prctl, command, 9) == (refuse if command == 1 else allow)
     for number in {"x86_64": (0, 1, 9, 231), "aarch64": (63, 64, 222, 94)}[machine]:
         assert call(number) == allow  # read, write, mmap, exit_group
     if machine == "x86_64":
@@ -244,3 +250,45 @@ def test_roots_programs_are_not_roots(level):
     user = int(result.output.split(",")[0].lstrip("("))
     assert result.output == f"({user}, {user}, {user}) []\n"
     assert sandbox._USERS[0] <= user <= sandbox._USERS[1]
+
+
+HANGS = """
+from jaxrl_post.isolation import sandbox
+from jaxrl_post.types import Verdict
+
+def judge(prompts, completions):
+    limits = sandbox.Limits(seconds=600)
+    for level, mark in (text.split() for text in completions):
+        sandbox._GUEST += f"\\n# {mark}"
+        sandbox.run("import time; time.sleep(600)", level=level, limits=limits)
+    return [Verdict(1.0)] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_program_dies_with_its_judge(level, table, tmp_path, monkeypatch):
+    (tmp_path / "hanging_judge.py").write_text(HANGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = importlib.import_module("hanging_judge").judge
+    mark = f"mark-{os.urandom(8).hex()}"
+    prompts = Prompts(("q",), ((),), ({},), (None,))
+    with (
+        JudgePool(1, timeout=2.0, warn=False) as pool,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        judged = threads.submit(pool.judge, judge, prompts, [f"{level} {mark}"])
+        while not (running := table.marked(mark.encode())):
+            assert not judged.done()
+        (verdict,) = judged.result()
+    assert verdict.extra["error"] == "time-out while judging"
+    assert running and not table._left(mark.encode())
+
+
+@pytest.mark.parametrize("level", [required])
+def test_the_code_judge_in_the_pool(level):
+    columns = {"tests": [{"input": "1 2", "output": "3"}], "function": None}
+    prompts = Prompts(("q",), ((),), (columns,), (None,))
+    answers = [f"```\nprint({n})\n```" for n in (3, 4)]
+    with JudgePool(1, warn=False) as pool:
+        verdicts = pool.judge(CodeJudge(), prompts.take([0, 0]), answers)
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0]
