@@ -40,11 +40,11 @@ from jaxrl_post.tasks.code import CodeJudge  # noqa: E402
 from jaxrl_post.types import Prompts  # noqa: E402
 
 RESULTS = ROOT / "docs" / "evidence" / "sandbox.jsonl"
-LIMITS = sandbox.Limits(seconds=2.0, memory=2**28, output=2**20)
+LIMITS = sandbox.Limits(seconds=4.0, memory=2**28, output=2**20)
 USER = "root" if os.geteuid() == 0 else "another user"
 COST = "a run, median of 20"
 Record = dict[str, str | None]
-PATIENCE = 1.5
+PATIENCE = 3.0
 """Seconds after the limit in which a run must be over on a busy machine."""
 
 TESTS = [

@@ -167,11 +167,15 @@ def _seccomp() -> None:
         raise OSError(f"no filter of system calls is known for {platform.machine()}")
     kept = ctypes.create_string_buffer(code, len(code))
     what = struct.pack("@HxxxxxxQ", len(code) // 8, ctypes.addressof(kept))
-    _call("prctl", 22, 2, what)
+    _call("prctl", 22, 2, what)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 def _landlock(readable: list[str]) -> None:
-    """Leaves reading of some files and folders, and writing nowhere."""
+    """Leaves reading of some files and folders, and writing nowhere.
+
+    Rights, rules about ports and scopes as the kernel's version knows them: 444 to 446
+    are landlock_create_ruleset, landlock_add_rule and landlock_restrict_self.
+    """
     version = _call("syscall", 444, None, 0, 1)
     rights = (1 << (13, 14, 15, 15, 16)[min(version, 5) - 1]) - 1
     handled = struct.pack("=QQQ", rights, 3 * (version >= 4), 3 * (version >= 6))

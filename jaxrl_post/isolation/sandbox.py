@@ -151,29 +151,18 @@ def _run(
     level: str,
     limits: Limits,
 ) -> Result:
-    # Half of a character is nothing that a file can hold; the program gets a "?".
     root = os.geteuid() == 0
-    first, last = _USERS
-    user = first + time.monotonic_ns() // 1000 % (last - first + 1) if root else None
     interpreter = _interpreter(level, root)
     readable = _readable(interpreter)
-    job: dict[str, Any] = {
+    job = {
+        # Half of a character is nothing that a file can hold; it becomes a "?".
         "program": program.encode(errors="replace").decode(),
         "call": call,
         "level": level,
-        "user": user,
+        "user": _user() if root else None,
         "readable": readable,
-        "limits": {
-            "RLIMIT_AS": limits.memory,
-            "RLIMIT_CPU": math.ceil(limits.seconds) + 1,
-            "RLIMIT_NOFILE": limits.files,
-            "RLIMIT_NPROC": limits.threads,
-            "RLIMIT_FSIZE": limits.space,
-            "RLIMIT_CORE": 0,
-        },
+        "limits": _resources(limits, count=root or level == "required"),
     }
-    if level != "required" and not root:
-        del job["limits"]["RLIMIT_NPROC"]  # it would count all that the user runs
     with ExitStack() as stack:
         described = stack.enter_context(_sealed(json.dumps(job).encode()))
         given = stack.enter_context(_sealed(stdin.encode(errors="replace")))
@@ -219,6 +208,23 @@ def _run(
     return Result(code, output, error, stopped, seconds)
 
 
+def _user() -> int:
+    first, last = _USERS
+    return first + time.monotonic_ns() // 1000 % (last - first + 1)
+
+
+def _resources(limits: Limits, count: bool) -> dict[str, int]:
+    """The limits that the kernel keeps; `count`: the user's threads are this run's."""
+    return {
+        "RLIMIT_AS": limits.memory,
+        "RLIMIT_CPU": math.ceil(limits.seconds) + 1,
+        "RLIMIT_NOFILE": limits.files,
+        "RLIMIT_FSIZE": limits.space,
+        "RLIMIT_CORE": 0,
+        **({"RLIMIT_NPROC": limits.threads} if count else {}),
+    }
+
+
 def _collect(
     process: subprocess.Popen, start: float, limits: Limits
 ) -> tuple[str, str, str | None]:
@@ -231,7 +237,7 @@ def _collect(
         selector.register(process.stderr, selectors.EVENT_READ, error)
         selector.register(end, selectors.EVENT_READ)
         ended = False
-        while not (ended and stopped is None and len(selector.get_map()) == 0):
+        while not ended or selector.get_map():
             left = start + limits.seconds - time.monotonic()
             if left <= 0 and not ended:
                 stopped = "time"

@@ -36,7 +36,7 @@ def judge(program, tests=SUMS, function=None, fenced=True, **options) -> Verdict
     answer = f"I think:\n```python\n{program}\n```\n" if fenced else program
     columns = {"tests": tests, "function": function}
     prompts = Prompts(("q",), ((),), (columns,), (None,))
-    options = {"sandbox": LEVEL, "seconds": 4.0, **options}
+    options = {"sandbox": LEVEL, "seconds": 30.0, **options}  # on a busy machine
     return code.CodeJudge(**options)(prompts, [answer])[0]
 
 
@@ -97,7 +97,8 @@ def test_the_first_error_goes_before_wrong_answers():
 )
 def test_what_is_told(program, function, told):
     tests = SUMS if function is None else [{"input": [1, 0], "output": 1}]
-    verdict = judge(program, tests, function, seconds=1.5, memory=2**28)
+    seconds = 1.5 if told.startswith("Time") else 30.0
+    verdict = judge(program, tests, function, seconds=seconds, memory=2**28)
     assert verdict.reward == 0.0 and told in verdict.feedback
 
 
@@ -255,6 +256,24 @@ def test_dates(tmp_path):
     task = load(tmp_path, both, start="2025-02-01", end="2025-05-01")
     assert task.rows(range(len(task))).ids == ("code/abc_1",)
     assert len(load(tmp_path, both, start="2025-05-01")) == 1
+
+
+@runs
+def test_the_hub_has_one_split_and_revisions(monkeypatch):
+    asked = {}
+
+    def load_dataset(source, subset, **options):
+        asked.update(source=source, **options)
+        return [record()]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    task = tasks.load("code", revision="refs/pr/6", sandbox=LEVEL)
+    assert asked == {
+        "source": "livecodebench/code_generation_lite",
+        "split": "test",
+        "revision": "refs/pr/6",
+    }
+    assert len(task) == 1
 
 
 class Evil:

@@ -168,7 +168,8 @@ def test_hub_ids_go_to_datasets(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     task = tasks.load("rows", split="test", source="some/set", subset="main")
     assert task.rows([0]).messages[0][0]["content"] == "p"
-    assert calls == [(("some/set", "main"), {"split": "test"})]
+    options = {"split": "test", "revision": None}
+    assert calls == [(("some/set", "main"), options)]
 
 
 def test_a_data_set_that_the_hub_does_not_give_is_bad_input(monkeypatch):
