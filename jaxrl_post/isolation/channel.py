@@ -28,10 +28,10 @@ class Channel:
     >>> ours, theirs = socket.socketpair()
     >>> one, other = Channel(ours, bytes(16)), Channel(theirs, bytes(16))
     >>> one.send("question")
-    ... other.receive()
+    >>> other.receive()
     'question'
     >>> one.close()
-    ... other.close()
+    >>> other.close()
     """
 
     def __init__(self, end: socket.socket, mark: bytes) -> None:
