@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxrl_post.models.adapter_files import save_adapter
+    from jaxrl_post.models.adapters import Lora, split_adapter
     from jaxrl_post.models.cache import Cache, Prefix
     from jaxrl_post.models.config import DecoderConfig
     from jaxrl_post.models.policy import Policy
@@ -16,11 +18,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cache": "cache",
     "DecoderConfig": "config",
+    "Lora": "adapters",
     "Policy": "policy",
     "Prefix": "cache",
     "decoder": "stack",
     "load": "weights_in",
     "save": "weights_out",
+    "save_adapter": "adapter_files",
+    "split_adapter": "adapters",
     "stop_token_ids": "weights_in",
     "unstack_params": "stack",
 }
@@ -28,11 +33,14 @@ _HOMES = {
 __all__ = [
     "Cache",
     "DecoderConfig",
+    "Lora",
     "Policy",
     "Prefix",
     "decoder",
     "load",
     "save",
+    "save_adapter",
+    "split_adapter",
     "stop_token_ids",
     "unstack_params",
 ]

@@ -7,11 +7,13 @@ parameters, and the stack (`models.stack`) scans over them.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl_post.models.adapters import EXTRAS, project
 from jaxrl_post.models.attention import LayerCache, attend
 from jaxrl_post.models.config import DecoderConfig
 
@@ -45,6 +47,7 @@ class Projection(nn.Module):
     """A linear map onto trailing axes `features`, contracting the last `axes` of x.
 
     The kernel keeps heads as an axis of its own, so that it can be sharded by heads.
+    What may stand beside it: see `adapters.project`.
     """
 
     features: tuple[int, ...]
@@ -57,7 +60,8 @@ class Projection(nn.Module):
         fan_in = math.prod(contracted)
         init = nn.initializers.normal(1.0 / math.sqrt(fan_in))
         kernel = self.param("kernel", init, (*contracted, *self.features))
-        out = jnp.tensordot(x, kernel.astype(x.dtype), axes=self.axes)
+        beside: Any = {name: self.get_variable("params", name) for name in EXTRAS}
+        out = project(x, {"kernel": kernel, **beside}, self.axes)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, self.features)
             out = out + jnp.expand_dims(bias, range(x.ndim - self.axes)).astype(x.dtype)

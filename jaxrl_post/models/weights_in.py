@@ -13,6 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_post.errors import InputError
+from jaxrl_post.models.adapters import (
+    Lora,
+    add_adapter,
+    is_projection,
+    quantise_placed,
+    quantised_axes,
+)
 from jaxrl_post.models.checkpoints import Checkpoint, open_checkpoint
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.families import Index, TensorRule, tensor_rules
@@ -30,6 +37,8 @@ def load(
     compute_dtype: Any = None,
     remat: str = "none",
     attention: str = "auto",
+    int8: bool = False,
+    adapter: Lora | None = None,
 ) -> tuple[Policy, chex.ArrayTree, Any | None]:
     """Opens a model: its functions, its parameters and its tokenizer.
 
@@ -45,6 +54,9 @@ def load(
       dtype: of the parameters; training wants float32 master weights.
       compute_dtype: of activations; None: float32 on CPU, else bfloat16.
       remat, attention: see `stack.decoder`.
+      int8: hold the matrices of the layers in eight bits, for a base that is not
+        trained: one scale per output channel, computed with in `compute_dtype`.
+      adapter: add one, whose A and B are then what `split_adapter` says is trained.
 
     Returns:
       The `Policy`, the parameters, and the tokenizer (a transformers tokenizer; None
@@ -55,12 +67,13 @@ def load(
     Raises:
       InputError: there is no such model, its architecture is not supported, or its
         tensors do not fit it; every missing, unexpected and mis-shaped tensor is
-        listed.
+        listed. Or the adapter's patterns name no module of it.
     """
     checkpoint = open_checkpoint(path_or_id)
     tokenizer = checkpoint.tokenizer()
     config = _fit_vocabulary(checkpoint.config, tokenizer, checkpoint.source)
     rules_by_leaf = list(tensor_rules(config))
+    adapted = adapter.select(rules_by_leaf) if adapter else []
     _check_tensors(checkpoint, config, rules_by_leaf)
 
     if compute_dtype is None:
@@ -89,7 +102,16 @@ def load(
             leaf = jax.device_put(read((slice(None),) * len(shape)))
         else:
             leaf = _by_parts(shape, _get(shardings, rule.path), read)
-        _set(params, rule.path, jax.block_until_ready(leaf))
+        if int8 and is_projection(rule):
+            for name, part in quantise_placed(leaf, rule).items():
+                _set(params, (*rule.path[:-1], name), jax.block_until_ready(part))
+        else:
+            _set(params, rule.path, jax.block_until_ready(leaf))
+    if int8:
+        axes = quantised_axes(policy.logical_axes, rules_by_leaf)
+        policy = replace(policy, logical_axes=axes)
+    if adapter:
+        policy, params = add_adapter(policy, params, adapter, adapted, mesh, rules)
     return policy, params, tokenizer
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import chex
 import numpy as np
 
 from jaxrl_post.errors import InputError
+from jaxrl_post.models.adapters import leaves_beside, merged_kernel
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.families import TensorRule, config_to_hf, tensor_rules
 from jaxrl_post.models.policy import Policy
@@ -29,12 +31,15 @@ def save(
     path: str | os.PathLike[str],
     *,
     max_shard_bytes: int = 5 * 2**30,
+    generation: Mapping[str, Any] | None = None,
+    card: str | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes a Hugging Face folder: weights, config, generation config, tokenizer.
 
     The folder appears whole or not at all: it is written beside `path` and renamed.
     Weights keep the dtype of `params`; padding rows of the embedding are written too.
+    Adapters are merged into their matrices; int8 becomes the embedding's dtype.
 
     Args:
       policy: the policy, of `models.load` or `stack.decoder`.
@@ -42,6 +47,8 @@ def save(
       tokenizer: a transformers tokenizer, or None to write none.
       path: the folder to write.
       max_shard_bytes: weights beyond it go to several files with an index.
+      generation: what ``generation_config.json`` says besides the special tokens.
+      card: text of the folder's README.md.
       overwrite: replace a model that is already there.
 
     Returns:
@@ -52,7 +59,7 @@ def save(
         policy's config.
     """
     path = Path(path).expanduser()
-    _refuse(path, overwrite)
+    refuse_folder(path, overwrite)
     config = policy.config
     settings = config_to_hf(config)
     leaves = _leaves(config, params)
@@ -64,38 +71,64 @@ def save(
         "pad_token_id": getattr(tokenizer, "pad_token_id", None),
     }
 
+    with new_folder(path, overwrite) as folder:
+        _write_weights(config, leaves, folder, max_shard_bytes)
+        write_json(folder / "config.json", settings | ids | {"dtype": str(dtype)})
+        write_json(folder / "generation_config.json", ids | dict(generation or {}))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    return path
+
+
+@contextmanager
+def new_folder(
+    path: str | os.PathLike[str], overwrite: bool, marker: str = "config.json"
+) -> Iterator[Path]:
+    """A folder to write into, which appears at `path` whole or not at all.
+
+    Args:
+      path: where it is to be.
+      overwrite: replace what is there, if it is of the same kind.
+      marker: a file that such a folder has.
+
+    Raises:
+      InputError: something is at `path` that is not to be replaced.
+    """
+    path = Path(path).expanduser()
+    refuse_folder(path, overwrite, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     folder = scratch / "model"
     try:
         folder.mkdir()
-        _write_weights(config, leaves, folder, max_shard_bytes)
-        _write_json(folder / "config.json", settings | ids | {"dtype": str(dtype)})
-        _write_json(folder / "generation_config.json", ids)
+        yield folder
         for file in folder.glob("*.safetensors"):  # safetensors makes them private
-            file.chmod((folder / "config.json").stat().st_mode)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            file.chmod((folder / marker).stat().st_mode)
         if path.exists():
             path.rename(scratch / "replaced")
         folder.rename(path)
     finally:
         shutil.rmtree(scratch)
-    return path
 
 
-def _refuse(path: Path, overwrite: bool) -> None:
+def refuse_folder(path: Path, overwrite: bool, marker: str = "config.json") -> None:
+    """Raises where `new_folder` would."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
-        raise InputError(f"{path} exists; give overwrite=True or another path.")
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path} exists and is no model; it is not overwritten.")
+        raise InputError(
+            f"{path} exists; choose another path, or replace it (--overwrite, "
+            "overwrite=True)."
+        )
+    if not (path / marker).is_file():
+        raise InputError(f"{path} exists and has no {marker}; it is not overwritten.")
 
 
 def _leaves(config: DecoderConfig, params: Any) -> dict[TensorRule, Any]:
     """Every leaf, or one error that lists what is missing, left over, mis-shaped."""
-    unread = _flatten(params)
+    unread = flatten_leaves(params)
     leaves, problems = {}, []
     for rule in tensor_rules(config):
         leaf = unread.pop(".".join(rule.path), None)
@@ -107,6 +140,9 @@ def _leaves(config: DecoderConfig, params: Any) -> dict[TensorRule, Any]:
                 f"mis-shaped: {'.'.join(rule.path)} is {leaf.shape}, the config asks "
                 f"for {expected}"
             )
+        elif beside := list(leaves_beside(unread, rule)):
+            parts = {n.rpartition(".")[2]: unread.pop(n) for n in beside}
+            leaf = _Merged({"kernel": leaf, **parts}, rule, params["embed"].dtype)
         leaves[rule] = leaf
     problems += [f"unexpected: {name}" for name in unread]
     if problems:
@@ -129,17 +165,29 @@ class _Unstacked:
         return np.stack([np.asarray(layer) for layer in self.layers])
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+class _Merged:
+    """A kernel with an adapter, or of eight bits, that looks like a plain one."""
+
+    def __init__(self, parts: dict[str, Any], rule: TensorRule, dtype: Any) -> None:
+        self.parts, self.inputs = parts, len(rule.inputs)
+        self.dtype, self.shape = dtype, parts["kernel"].shape
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return merged_kernel(self.parts, self.inputs, self.dtype)
+
+
+def flatten_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves by their dotted names, layers stacked or not."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, tuple):
-            layers = [_flatten(layer, f"{name}.") for layer in value]
+            layers = [flatten_leaves(layer, f"{name}.") for layer in value]
             flat |= {
                 k: _Unstacked(tuple(part[k] for part in layers)) for k in layers[0]
             }
         elif isinstance(value, dict):
-            flat |= _flatten(value, f"{name}.")
+            flat |= flatten_leaves(value, f"{name}.")
         else:
             flat[name] = value
     return flat
@@ -187,9 +235,10 @@ def _write_weights(
         (folder / f"{i}.tmp").rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / _INDEX, index)
+    write_json(folder / _INDEX, index)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object, without the keys that are None."""
     text = json.dumps({k: v for k, v in content.items() if v is not None}, indent=2)
     path.write_text(text + "\n", encoding="utf-8")

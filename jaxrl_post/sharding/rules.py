@@ -30,6 +30,7 @@ RULES: Rules = {
     "head_dim": None,
     "mlp": "tensor",
     "norm": None,
+    "rank": None,
 }
 """The layout of every model unless told otherwise: fully sharded over `fsdp` along the
 model width, split over `tensor` along heads, MLP and vocabulary; None: not split."""

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.sharding import processes
-from jaxrl_post.training.fingerprints import SHA256, SUMS, checksums, kind_for
+from jaxrl_post.training.fingerprints import SHA256, SUMS, checksums, kind_for, sums
 from jaxrl_post.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -37,6 +37,7 @@ class Checkpoints:
 
     A checkpoint holds the whole `TrainState` as a flat mapping from paths to arrays:
     what is compared on restoring is then names and shapes, not classes of optax.
+    Of frozen parameters it holds the checksums alone: they are where they came from.
     Saving is asynchronous; `wait` and `close` finish it.
     """
 
@@ -62,6 +63,7 @@ class Checkpoints:
         self._best, self._about = best, dict(about or {})
         self._scores: dict[int, float] = {}
         self._failures: list[Exception] = []
+        self._frozen: dict[str, str] | None = None
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers=_watch(
@@ -115,6 +117,7 @@ class Checkpoints:
                 if step in self._scores
                 else {},
                 kind: checksums(arrays, kind),
+                **({"frozen": self._sums_of_frozen(state)} if state.frozen else {}),
             },
         )
 
@@ -160,7 +163,8 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpoint: it cannot be read, or an array is not the one saved.
-          InputError: the checkpoint does not fit; every difference is listed.
+          InputError: the checkpoint does not fit; every difference is listed. Or the
+            frozen parameters are not those that it was made with.
         """
         step = self.latest() if step is None else step
         wanted = _flatten(like)
@@ -178,6 +182,14 @@ class Checkpoints:
                 + "\n  ".join(problems)
                 + "\nResume with the model, recipe and optimizer that it was made "
                 "with, or give the run another run.dir."
+            )
+        saved = self.about(step).get("frozen", {}) if step is not None else {}
+        frozen = self._sums_of_frozen(like) if saved else {}
+        if other := sorted(k for k, v in frozen.items() if saved.get(k) != v):
+            raise InputError(
+                f"checkpoint {step} is of an adapter to other weights: "
+                f"{', '.join(other)} differ(s). Resume with the model that it was "
+                "trained on, or give the run another run.dir."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         return _unflatten(like, self._verified(step, abstract))
@@ -249,6 +261,13 @@ class Checkpoints:
             )
 
         return processes.together(read)
+
+    def _sums_of_frozen(self, state: TrainState) -> dict[str, str]:
+        """Checksums of what never changes, taken once."""
+        if self._frozen is None:
+            leaves = jax.tree_util.tree_leaves_with_path(state.frozen)
+            self._frozen = sums({jax.tree_util.keystr(p): x for p, x in leaves})
+        return self._frozen
 
     def _verified(self, step: int | None, abstract: Any) -> dict[str, Any]:
         args = ocp.args.StandardRestore(abstract)
@@ -387,9 +406,10 @@ def _raise_unless_damage(error: Exception) -> None:
 
 
 def _flatten(state: TrainState) -> dict[str, Any]:
-    """Arrays by path; the random key as its data; empty arrays, which Orbax refuses,
-    left out. The host's float64 goes by its bits: jax would round it."""
-    state = state.replace(rng=jax.random.key_data(state.rng))
+    """Arrays by path; the random key as its data; frozen parameters, and empty arrays,
+    which Orbax refuses, left out. The host's float64 goes by its bits: jax would round
+    it."""
+    state = state.replace(rng=jax.random.key_data(state.rng), frozen={})
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
         jax.tree_util.keystr(path): leaf.view(np.uint32) if _is_double(leaf) else leaf
@@ -410,10 +430,10 @@ def _unflatten(like: TrainState, leaves: dict[str, Any]) -> TrainState:
         return value if leaf.committed else jnp.array(np.asarray(value))
 
     state = jax.tree_util.tree_map_with_path(
-        restored, like.replace(rng=jax.random.key_data(like.rng))
+        restored, like.replace(rng=jax.random.key_data(like.rng), frozen={})
     )
-    impl = jax.random.key_impl(like.rng)
-    return state.replace(rng=jax.random.wrap_key_data(state.rng, impl=impl))
+    rng = jax.random.wrap_key_data(state.rng, impl=jax.random.key_impl(like.rng))
+    return state.replace(rng=rng, frozen=like.frozen)
 
 
 def _is_double(leaf: Any) -> bool:

@@ -71,12 +71,34 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """A low-rank adapter, which is trained in the place of the model's weights.
+
+    Attributes:
+      rank: of each matrix that is added (peft: ``r``).
+      alpha: what is added counts ``alpha / rank`` times (``lora_alpha``).
+      targets: patterns of the modules that are adapted (``target_modules``), such as
+        ``[q_proj, v_proj]`` or ``[self_attn.*]``; by default every linear map of the
+        layers.
+      base_dtype: of the frozen weights. ``int8``: the matrices of the layers in eight
+        bits, computed with in `compute_dtype`; by default `compute_dtype`.
+    """
+
+    rank: int = number(16, at_least=1)
+    alpha: float = number(32.0, above=0)
+    targets: tuple[str, ...] = ("*",)
+    base_dtype: Literal["float32", "bfloat16", "int8"] | None = None
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The model to train.
 
     Attributes:
       path: ``science_base`` (the embedded model), a Hugging Face folder or hub id, or
         a GGUF file.
+      lora: train an adapter and leave the model's own weights as they are; null: train
+        these.
       param_dtype: of the trained weights, their gradients and the optimizer's moments.
       compute_dtype: of activations and matrix products; log-probs and losses are
         float32 in any case.
@@ -92,6 +114,7 @@ class ModelConfig:
     """
 
     path: str
+    lora: LoraConfig | None = None
     param_dtype: DType = "float32"
     compute_dtype: DType = "float32"
     attention: Attention = "auto"

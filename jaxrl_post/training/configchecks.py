@@ -44,6 +44,8 @@ def problems_of(config: Config) -> list[str]:
             "tokens of the longest sequence (task.max_prompt_length + "
             "sampling.max_new_tokens)"
         )
+    if (lora := config.model.lora) is not None and not lora.targets:
+        problems.append("model.lora.targets=[]: name a module, or '*' for all")
     if config.run.dir is not None and not config.run.dir.isprintable():
         problems.append(
             f"run.dir={config.run.dir!r}: has characters that cannot be shown; choose "

@@ -307,8 +307,10 @@ def _dotted_names(schema: Any, path: str = "") -> Iterator[str]:
     for field in dataclasses.fields(schema):
         if not field.metadata.get("rest"):
             yield path + field.name
-            if dataclasses.is_dataclass(hints[field.name]):
-                yield from _dotted_names(hints[field.name], f"{path}{field.name}.")
+            hint = hints[field.name]
+            section = next(iter(typing.get_args(hint)), hint)  # of `Section | None`
+            if dataclasses.is_dataclass(section):
+                yield from _dotted_names(section, f"{path}{field.name}.")
 
 
 def _nearest_path(path: str, known: Sequence[str]) -> str:

@@ -220,12 +220,16 @@ class _Run:
         """The state to go on from, and the index of the stage that it belongs to."""
 
         def begun(step: int) -> TrainState:
-            trainer = self.trainers[stage_of(self.stages, step)]
+            number = stage_of(self.stages, step)
+            trainer = self.trainers[number]
+            trainable, frozen = models.split_adapter(self.params)
             state = init_state(
-                self.params,
+                trainable,
                 trainer.optimizer,
                 trainer.recipe,
                 jax.random.key(self.config.run.seed),
+                frozen=frozen,
+                reference={} if frozen and not number else None,
                 questions=len(trainer.task),
                 spike_window=trainer.stage.spike_window,
                 mesh=trainer.mesh,

@@ -62,16 +62,30 @@ def open_model(
       InputError: no such model, one without a tokenizer, or an attention that does not
         run here.
     """
-    section = config.model
+    section, lora = config.model, config.model.lora
     check_platform(section.attention)
+    dtype, int8, adapter = section.param_dtype, False, None
+    if lora is not None:
+        base = lora.base_dtype or section.compute_dtype
+        int8 = base == "int8"
+        dtype = section.compute_dtype if base == "int8" else base
+        adapter = models.Lora(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            targets=lora.targets,
+            dtype=section.param_dtype,
+            seed=config.run.seed,
+        )
     policy, params, tokenizer = models.load(
         section.path,
         mesh,
         config.mesh.rules,
-        dtype=section.param_dtype,
+        dtype=dtype,
         compute_dtype=section.compute_dtype,
         remat=section.remat,
         attention=section.attention,
+        int8=int8,
+        adapter=adapter,
     )
     if tokenizer is None:
         raise InputError(

@@ -28,7 +28,8 @@ class TrainState(struct.PyTreeNode):
       opt_state: of the optax transformation.
       teacher: the self-teacher's parameters, shaped like `trainable`; None where the
         recipe has none of its own (no teacher, or a live one).
-      reference: the parameters that training began with, where a term asks for them.
+      reference: the parameters that training began with, where a term asks for them;
+        ``{}`` where those are the frozen ones alone.
       gate: ``[R, 2]`` float64 on the host, the posteriors of the success rates of the
         task's R questions, for recipes that remember them; else None. No update reads
         or writes it.
@@ -60,6 +61,7 @@ def init_state(
     key: jax.Array,
     *,
     frozen: chex.ArrayTree | None = None,
+    reference: chex.ArrayTree | None = None,
     questions: int | None = None,
     spike_window: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -72,10 +74,14 @@ def init_state(
       recipe: decides whether copies for a teacher or a reference are kept.
       key: a typed PRNG key, ``jax.random.key(seed)``.
       frozen: parameters that complete `params` but are not trained.
+      reference: completes `frozen` to the reference policy, where that is not a copy of
+        `params`; ``{}``: the frozen ones alone, the base of a fresh adapter.
       questions: R, of the task, for recipes with a `posterior_discount`.
       spike_window: updates that the guard against spikes looks back on; None: no guard.
       mesh: that `params` lie on, if any.
     """
+    if reference is None:
+        reference = _copy(params) if "reference" in recipe.needs else None
     own_teacher = recipe.teacher.keeps_parameters
     remembers = recipe.posterior_discount is not None and questions is not None
 
@@ -90,7 +96,7 @@ def init_state(
         frozen={} if frozen is None else frozen,
         opt_state=optimizer.init(params),
         teacher=_copy(params, jnp.float32) if own_teacher else None,
-        reference=_copy(params) if "reference" in recipe.needs else None,
+        reference=reference if "reference" in recipe.needs else None,
         gate=np.ones((questions, 2)) if remembers else None,
         rng=key,
         cursor=zero(),

@@ -225,7 +225,7 @@ def test_nothing_is_overwritten_unasked(llama, tmp_path):
     path = tmp_path / "out"
     path.mkdir()
     models.save(policy, params, None, path)  # an empty folder is fine
-    with pytest.raises(InputError, match="exists; give overwrite=True"):
+    with pytest.raises(InputError, match="exists; choose another path, or replace it"):
         models.save(policy, params, None, path)
     doubled = jax.tree.map(lambda x: 2 * x, params)
     models.save(policy, doubled, None, path, overwrite=True)
