@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxrl_post import __version__
-from jaxrl_post.cli import evaluate, report, sample, selftest, train
+from jaxrl_post.cli import evaluate, export, report, sample, selftest, train
 from jaxrl_post.errors import InputError, nearest
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "sample": sample,
     "report": report,
+    "export": export,
     "selftest": selftest,
 }
 

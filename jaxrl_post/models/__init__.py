@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxrl_post.models.adapters import Lora, split_adapter
     from jaxrl_post.models.cache import Cache, Prefix
     from jaxrl_post.models.config import DecoderConfig
+    from jaxrl_post.models.modules import policy_of
     from jaxrl_post.models.policy import Policy
     from jaxrl_post.models.stack import decoder, unstack_params
     from jaxrl_post.models.weights_in import load, stop_token_ids
@@ -23,6 +24,7 @@ _HOMES = {
     "Prefix": "cache",
     "decoder": "stack",
     "load": "weights_in",
+    "policy_of": "modules",
     "save": "weights_out",
     "save_adapter": "adapter_files",
     "split_adapter": "adapters",
@@ -38,6 +40,7 @@ __all__ = [
     "Prefix",
     "decoder",
     "load",
+    "policy_of",
     "save",
     "save_adapter",
     "split_adapter",

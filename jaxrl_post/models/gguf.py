@@ -1,8 +1,7 @@
 """GGUF files (llama.cpp's format): weights de-quantised, the tokenizer rebuilt.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Tensors of any
-type that the `gguf` package de-quantises can be read; F32, F16, BF16, Q4_0, Q4_1 and
-Q8_0 are tested.
+type that the `gguf` package de-quantises can be read, all K-quants among them.
 """
 
 from __future__ import annotations

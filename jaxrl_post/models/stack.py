@@ -149,7 +149,7 @@ def unstack_params(params: chex.ArrayTree) -> chex.ArrayTree:
     A decoding loop wants this: a scan over stacked weights copies each layer's
     weights out of the stack at every token.
     """
-    layers = params["layers"]
+    layers = params.get("layers", ())  # () where the model is another, `policy_of`
     if isinstance(layers, tuple):
         return params
     count = jax.tree.leaves(layers)[0].shape[0]

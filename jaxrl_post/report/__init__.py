@@ -1,5 +1,6 @@
 """Pages from run folders: what happened in a run, in one file that works offline."""
 
+from jaxrl_post.report.card import model_card
 from jaxrl_post.report.evaluations import Comparison, GainSplit, compare_evaluations
 from jaxrl_post.report.page import build
 from jaxrl_post.report.run import Run, read_run
@@ -10,5 +11,6 @@ __all__ = [
     "Run",
     "build",
     "compare_evaluations",
+    "model_card",
     "read_run",
 ]

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from jaxrl_post import models
 from jaxrl_post.errors import InputError
-from jaxrl_post.models.gguf import byte_level_bpe
+from jaxrl_post.models.gguf import GGUFFile, byte_level_bpe
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
 SMOLLM2 = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.gguf"
@@ -90,6 +90,91 @@ def test_types(kind, tmp_path):
     exact = load_file(GOLDENS / "qwen2" / "model.safetensors")
     error = np.abs(up - exact["model.layers.1.mlp.up_proj.weight"]).max()
     assert 0 < error < 0.15  # it was quantised, and not into noise
+
+
+def write_blocks(path: Path, kind: Type, rows: int = 5, blocks: int = 2) -> np.ndarray:
+    """A file with one matrix of random blocks, whatever these mean; its bytes."""
+    size, width = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(kind.value)
+    data = rng.integers(0, 256, (rows, blocks * width), np.uint8)
+    writer = gguf.GGUFWriter(path, "qwen2")
+    sizes = ("context_length", "block_count", "feed_forward_length")
+    for key in (*sizes, "head_count", "head_count_kv"):
+        getattr(writer, f"add_{key}")(1)
+    writer.add_embedding_length(blocks * size)
+    writer.add_tensor("token_embd.weight", np.zeros((1, blocks * size), np.float32))
+    writer.add_tensor("blk.0.ffn_up.weight", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return data
+
+
+@pytest.mark.parametrize("kind", list(gguf.quants._type_traits), ids=lambda k: k.name)
+def test_every_type_that_gguf_knows(kind, tmp_path):
+    """Random bytes, read whole and in parts; scales among them may be no numbers."""
+    data = write_blocks(tmp_path / "m.gguf", kind)
+    file = GGUFFile(tmp_path / "m.gguf")
+    name = "model.layers.0.mlp.up_proj.weight"
+    with np.errstate(all="ignore"):
+        expected = dequantize(data, kind)
+        whole = file.read(name, (slice(None), slice(None)))
+        part = file.read(name, (slice(1, 3), slice(7, 40)))
+    assert file.problems == [] and file.shapes[name] == expected.shape
+    assert np.isfinite(expected).any() and np.unique(expected).size > 2
+    np.testing.assert_array_equal(whole, expected)
+    np.testing.assert_array_equal(part, expected[1:3, 7:40])
+
+
+def k_quant(kind: Type, block: np.ndarray) -> np.ndarray:
+    """256 weights of one block, bit by bit as ggml-common.h lays them out."""
+    half = block.view(np.float16)
+    if kind is Type.Q6_K:  # ql[128] qh[64] scales[16] d
+        d, scales = np.float32(half[104]), block[192:208].view(np.int8)
+        out = np.empty(256, np.float32)
+        for i in range(256):
+            part, inside = divmod(i, 128)
+            quarter, lane = divmod(inside, 32)
+            low = block[64 * part + 32 * (quarter % 2) + lane] >> 4 * (quarter // 2)
+            high = block[128 + 32 * part + lane] >> 2 * quarter
+            q = int(low & 15) + 16 * int(high & 3) - 32
+            out[i] = d * np.float32(scales[i // 16]) * np.float32(q)
+        return out
+    # Q4_K: d dmin scales[12] qs[128]; Q5_K has qh[32] before qs
+    d, dmin, s = np.float32(half[0]), np.float32(half[1]), block[4:16].astype(int)
+    out = np.empty(256, np.float32)
+    for i in range(256):
+        j, lane = divmod(i, 32)
+        if j < 4:
+            scale, least = s[j] & 63, s[j + 4] & 63
+        else:
+            scale = (s[j + 4] & 15) | (s[j - 4] >> 6) << 4
+            least = s[j + 4] >> 4 | (s[j] >> 6) << 4
+        start = 16 if kind is Type.Q4_K else 48
+        q = int(block[start + 32 * (j // 2) + lane]) >> 4 * (j % 2) & 15
+        if kind is Type.Q5_K:
+            q += (int(block[16 + lane]) >> j & 1) * 16
+        out[i] = d * np.float32(scale) * q - dmin * np.float32(least)
+    return out
+
+
+@pytest.mark.parametrize("kind", [Type.Q4_K, Type.Q5_K, Type.Q6_K])
+def test_k_quants_by_the_bit(kind, tmp_path):
+    """The types of most files, derived from the format apart from the package."""
+    data = write_blocks(tmp_path / "m.gguf", kind, rows=8, blocks=1)
+    name = "model.layers.0.mlp.up_proj.weight"
+    with np.errstate(all="ignore"):
+        found = GGUFFile(tmp_path / "m.gguf").read(name, (slice(None), slice(None)))
+        for row, block in zip(found, data, strict=True):
+            np.testing.assert_allclose(row, k_quant(kind, block), rtol=1e-5, atol=1e-6)
+
+
+def test_types_without_a_reader_are_named(tmp_path):
+    write_blocks(tmp_path / "m.gguf", Type.Q8_K)
+    assert GGUFFile(tmp_path / "m.gguf").problems == [
+        "type Q8_K of model.layers.0.mlp.up_proj.weight cannot be de-quantised"
+    ]
 
 
 def test_a_vector_in_bfloat16(tmp_path):
