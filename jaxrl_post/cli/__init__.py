@@ -15,13 +15,22 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from jaxrl_post import __version__
-from jaxrl_post.cli import evaluate, export, report, sample, selftest, train
+from jaxrl_post.cli import (
+    evaluate,
+    export,
+    preflight,
+    report,
+    sample,
+    selftest,
+    train,
+)
 from jaxrl_post.errors import InputError, nearest
 
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "sample": sample,
+    "preflight": preflight,
     "report": report,
     "export": export,
     "selftest": selftest,

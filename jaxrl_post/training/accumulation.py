@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -67,8 +67,25 @@ def count_parts(batch: Batch, bound: int | None, mesh: jax.sharding.Mesh | None)
     """
     if bound is None:
         return 1
-    size, groups = batch.size, batch.contexts.shape[0]
-    shards = 1 if mesh is None else math.prod(mesh.shape[a] for a in BATCH_AXES)
+    for parts, tokens in _cuts(batch, mesh):
+        if tokens <= bound:
+            return parts
+    least = smallest_part(batch, mesh)
+    shards = _shards(mesh)
+    raise InputError(
+        f"training.micro_batch_tokens={bound} is below the {least} tokens of the "
+        f"smallest part ({shards} sequence(s), context and padding included); raise it."
+    )
+
+
+def smallest_part(batch: Batch, mesh: jax.sharding.Mesh | None) -> int:
+    """The least `micro_batch_tokens` that a batch can be cut by."""
+    return math.ceil(min(tokens for _, tokens in _cuts(batch, mesh)))
+
+
+def _cuts(batch: Batch, mesh: jax.sharding.Mesh | None) -> Iterator[tuple[int, float]]:
+    """The numbers of equal parts that there can be, and the tokens of each part."""
+    size, groups, shards = batch.size, batch.contexts.shape[0], _shards(mesh)
     responses = batch.responses.size
     shared = batch.contexts.size
     spread = size * batch.contexts.shape[1]
@@ -80,10 +97,8 @@ def count_parts(batch: Batch, bound: int | None, mesh: jax.sharding.Mesh | None)
         if size % parts or (size // parts) % shards:
             continue
         whole = batch.context_index is None and groups % parts == 0
-        if (responses + (shared if whole else spread)) / parts <= bound:
-            return parts
-    least = (responses + spread) * shards // size
-    raise InputError(
-        f"training.micro_batch_tokens={bound} is below the {least} tokens of the "
-        f"smallest part ({shards} sequence(s), context and padding included); raise it."
-    )
+        yield parts, (responses + (shared if whole else spread)) / parts
+
+
+def _shards(mesh: jax.sharding.Mesh | None) -> int:
+    return 1 if mesh is None else math.prod(mesh.shape[a] for a in BATCH_AXES)

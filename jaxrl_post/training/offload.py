@@ -27,7 +27,7 @@ def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
     """The state with these parts in the host's memory; scalars stay on the device.
 
     Args:
-      state: whose arrays lie on their devices.
+      state: whose arrays lie on their devices; or their shapes.
       parts: of "teacher", "reference" and "optimizer"; what a recipe does not have is
         passed over.
 
@@ -37,10 +37,10 @@ def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
     if not parts:
         return state
 
-    def to_host(x: jax.Array) -> jax.Array:
+    def to_host(x: Any) -> Any:
         if not x.ndim:
             return x
-        devices: set[Any] = x.sharding.addressable_devices
+        devices: set[Any] = x.sharding.device_set
         for device in devices:
             kinds = [memory.kind for memory in device.addressable_memories()]
             if _HOST not in kinds:
@@ -48,7 +48,10 @@ def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
                     f"training.offload={list(parts)}: {device.platform} has no memory "
                     f"of kind {_HOST} (it has {', '.join(kinds)}); leave it empty."
                 )
-        return jax.device_put(x, x.sharding.with_memory_kind(_HOST))
+        sharding = x.sharding.with_memory_kind(_HOST)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.device_put(x, sharding)
 
     fields = [_FIELDS[part] for part in parts]
     moved = {name: jax.tree.map(to_host, getattr(state, name)) for name in fields}
@@ -77,6 +80,10 @@ class LayoutKeepingJit:
     def lower(self, state: TrainState, other: Any) -> Any:
         """As that of `jax.jit`."""
         return self._for(state).lower(state, other)
+
+    def trace(self, state: TrainState, other: Any) -> Any:
+        """As that of `jax.jit`."""
+        return self._for(state).trace(state, other)
 
     def _for(self, state: TrainState) -> Any:
         layout = self._layout(state)

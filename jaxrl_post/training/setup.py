@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import chex
@@ -17,12 +17,15 @@ from jaxrl_post.sharding import RULES, batch_shards, make_mesh
 from jaxrl_post.training.config import Config
 
 
-def open_mesh(config: Config, *, trains: bool = True) -> jax.sharding.Mesh | None:
+def open_mesh(
+    config: Config, *, trains: bool = True, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh | None:
     """The mesh that the config asks for; None for one device, which needs none.
 
     Args:
       config: its section `mesh`, and the groups that are to be shared out.
       trains: whether there will be updates; an evaluation has none.
+      devices: those to use, always as a mesh; None: jax's.
 
     Raises:
       InputError: the devices, or the groups of an update, do not divide by it; or a
@@ -35,11 +38,15 @@ def open_mesh(config: Config, *, trains: bool = True) -> jax.sharding.Mesh | Non
             f"{nearest(unknown[0], RULES)}"
         )
     sizes = set(section.sizes.values())
-    alone = jax.process_count() == 1
-    if alone and (sizes == {1} or (jax.device_count() == 1 and sizes <= {1, -1})):
+    one = sizes == {1} or (jax.device_count() == 1 and sizes <= {1, -1})
+    if one and devices is None and jax.process_count() == 1:
         return None
     mesh = make_mesh(
-        section.data, section.fsdp, section.tensor, fast_within=section.fast_within
+        section.data,
+        section.fsdp,
+        section.tensor,
+        devices,
+        fast_within=section.fast_within,
     )
     training, shards = config.training, batch_shards(mesh)
     groups = training.prompts_per_step // training.updates_per_step

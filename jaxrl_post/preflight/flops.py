@@ -1,0 +1,256 @@
+"""Floating-point operations: those of a traced program, and those of the model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.recipes.batch import Batch
+from jaxrl_post.recipes.recipe import Recipe
+
+_KNOWN_UP_TO = 2**16
+"""Elements up to which an array's values are followed, for trip counts and masks."""
+
+
+def count_flops(closed: Any) -> tuple[float, int]:
+    """Operations of all matrix products of a program, and loops of unknown length.
+
+    Two for each multiplication and addition of a `dot_general`; nothing else counts.
+    Bodies of loops count as often as they run: a scan's length, a counted loop's bounds
+    where they follow from constants, such as blocks that a causal mask leaves out. A
+    loop whose end depends on data counts once and is among the unknown. What each
+    device of a `shard_map` does counts for each.
+
+    Args:
+      closed: a closed jaxpr, as ``jax.jit(f).trace(...).jaxpr`` has it.
+
+    >>> import jax.numpy as jnp
+    >>> def f(x):
+    ...     return jax.lax.scan(lambda c, _: (c @ x, None), x, length=5)[0]
+    >>> count_flops(jax.make_jaxpr(f)(jnp.ones((3, 3))))
+    (270.0, 0)
+    """
+    counter = _Counter()
+    known = [x if np.size(x) <= _KNOWN_UP_TO else None for x in closed.consts]
+    flops, _ = counter.count(closed.jaxpr, known, [None] * len(closed.jaxpr.invars))
+    return float(flops), counter.unknown
+
+
+class _Counter:
+    """Walks jaxprs, and follows the values of small arrays that are constants."""
+
+    def __init__(self) -> None:
+        self.unknown = 0
+        self.others: Counter[str] = Counter()
+
+    def count(self, jaxpr, consts, arguments) -> tuple[float, list[Any]]:
+        """Operations, and the known ones among the results; None: not known."""
+        env: dict[Any, Any] = {}
+        env.update(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, arguments, strict=True))
+
+        def read(x):
+            return x.val if isinstance(x, jax.extend.core.Literal) else env.get(x)
+
+        total = 0.0
+        for eqn in jaxpr.eqns:
+            flops, results = self._equation(eqn, [read(x) for x in eqn.invars])
+            total += flops
+            env.update(zip(eqn.outvars, results, strict=True))
+        return total, [read(x) for x in jaxpr.outvars]
+
+    def _equation(self, eqn, inputs) -> tuple[float, list[Any]]:
+        name, params = eqn.primitive.name, eqn.params
+        nothing = [None] * len(eqn.outvars)
+        if name == "dot_general":
+            return _dot(eqn), nothing
+        if name == "scan":
+            return self._scan(eqn, inputs), nothing
+        if name == "while":
+            return self._while(eqn, inputs), nothing
+        if name == "cond":
+            counts = [
+                self._closed(branch, inputs[1:])[0] for branch in params["branches"]
+            ]
+            return max(counts), nothing
+        if name == "pallas_call":
+            return self._kernel(eqn, inputs), nothing
+        if name.startswith("dot_product_attention"):
+            return _fused_attention(eqn), nothing
+        if name == "shard_map":
+            axes = params.get("newly_manual_axes", params.get("manual_axes"))
+            devices = math.prod(params["mesh"].shape[axis] for axis in axes)
+            known = [x if np.ndim(x) == 0 else None for x in inputs]
+            # A constant that is not split is the same inside.
+            for i, spec in enumerate(params["in_specs"]):
+                if not any(spec):
+                    known[i] = inputs[i]
+            flops, _ = self._closed(params["jaxpr"], known)
+            return flops * devices, nothing
+        for inner in _inner(params):
+            flops, results = self._closed(inner, inputs)
+            return flops, results if len(results) == len(nothing) else nothing
+        if inputs and all(x is not None for x in inputs) or name == "iota":
+            return 0.0, self._evaluate(eqn, inputs)
+        return 0.0, nothing
+
+    def _closed(self, jaxpr, inputs) -> tuple[float, list[Any]]:
+        consts = getattr(jaxpr, "consts", ())
+        known = [x if np.size(x) <= _KNOWN_UP_TO else None for x in consts]
+        inner = getattr(jaxpr, "jaxpr", jaxpr)
+        if len(inner.invars) != len(inputs):
+            inputs = [None] * len(inner.invars)
+        return self.count(inner, known, inputs)
+
+    def _evaluate(self, eqn, inputs) -> list[Any]:
+        sizes = [math.prod(getattr(v.aval, "shape", (2**40,))) for v in eqn.outvars]
+        if max(sizes, default=0) > _KNOWN_UP_TO or eqn.effects:
+            return [None] * len(eqn.outvars)
+        try:
+            out = eqn.primitive.bind(*inputs, **eqn.params)
+        except Exception:  # of a primitive that exists inside programs only
+            return [None] * len(eqn.outvars)
+        return list(out) if eqn.primitive.multiple_results else [out]
+
+    def _scan(self, eqn, inputs) -> float:
+        params = eqn.params
+        length, body = params["length"], params["jaxpr"]
+        consts, carry = params["num_consts"], params["num_carry"]
+        fixed = inputs[:consts] + [None] * carry
+        rows = inputs[consts + carry :]
+        if all(x is None for x in rows) or not self._has_loop(body):
+            return length * self._closed(body, fixed + [None] * len(rows))[0]
+        total = 0.0
+        for i in range(length):
+            now = [None if x is None else np.asarray(x)[i] for x in rows]
+            total += self._closed(body, fixed + now)[0]
+        return total
+
+    def _has_loop(self, closed) -> bool:
+        """Whether a loop with a bound of its own is inside."""
+        for eqn in getattr(closed, "jaxpr", closed).eqns:
+            if eqn.primitive.name == "while":
+                return True
+            inner = [*_inner(eqn.params), *eqn.params.get("branches", ())]
+            if any(map(self._has_loop, inner)):
+                return True
+        return False
+
+    def _while(self, eqn, inputs) -> float:
+        params = eqn.params
+        before = params["cond_nconsts"]
+        consts = inputs[before : before + params["body_nconsts"]]
+        carry = inputs[before + params["body_nconsts"] :]
+        trips = _trips(params["cond_jaxpr"].jaxpr, inputs[:before], carry)
+        body, _ = self._closed(params["body_jaxpr"], consts + [None] * len(carry))
+        if trips is None:
+            self.unknown += bool(body)
+            return body
+        return trips * body
+
+    def _kernel(self, eqn, inputs) -> float:
+        """A Pallas kernel: its products at every point of its grid.
+
+        Of splash attention only the blocks that its mask leaves: those are told by a
+        small array of int8, 0 at blocks left out.
+        """
+        grid = math.prod(eqn.params["grid_mapping"].grid)
+        masks = [np.asarray(x) for x in inputs if x is not None and np.ndim(x) >= 3]
+        shares = [(x != 0).mean() for x in masks if x.dtype == np.int8]
+        inner = eqn.params["jaxpr"]
+        each, _ = self.count(inner, [], [None] * len(inner.invars))
+        return grid * each * (shares[0] if shares else 1.0)
+
+
+def _inner(params: Mapping[str, Any]) -> list[Any]:
+    names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+    return [params[name] for name in names if name in params]
+
+
+def _dot(eqn) -> float:
+    (contract, _), _ = eqn.params["dimension_numbers"]
+    left = eqn.invars[0].aval.shape
+    inner = math.prod(left[axis] for axis in contract)
+    return 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
+
+
+def _fused_attention(eqn) -> float:
+    """cuDNN's: two products forward, five backward, half of them under causality."""
+    batch, time, heads, dim = eqn.invars[0].aval.shape
+    slots = eqn.invars[1].aval.shape[1]
+    products = 5 if "bwd" in eqn.primitive.name else 2
+    causal = "CAUSAL" in str(eqn.params.get("mask_type", "")).upper()
+    return products * 2.0 * batch * heads * time * slots * dim * (0.5 if causal else 1)
+
+
+def _trips(condition, consts, carry) -> int | None:
+    """How often a counted loop runs whose condition is ``i < n``; None: not known."""
+    if len(condition.eqns) != 1 or condition.eqns[0].primitive.name != "lt":
+        return None
+    env = dict(zip(condition.invars, [*consts, *carry], strict=True))
+    values = [
+        x.val if isinstance(x, jax.extend.core.Literal) else env.get(x)
+        for x in condition.eqns[0].invars
+    ]
+    if any(x is None for x in values):
+        return None
+    return max(0, int(values[1]) - int(values[0]))
+
+
+class ModelFlops:
+    """What the model itself needs, by the rule of 2 N per token forward, 6 N with the
+    backward pass.
+
+    N: the layers' matrices, without the embedding; the head's where log-probs are
+    asked for. Attention: what a causal mask leaves.
+    """
+
+    def __init__(self, sizes: DecoderConfig, params: chex.ArrayTree) -> None:
+        self._sizes = sizes
+        kernels = [
+            math.prod(x.shape)
+            for path, x in jax.tree_util.tree_leaves_with_path(params["layers"])
+            if "kernel" in jax.tree_util.keystr(path)
+        ]
+        self.layers = sum(kernels)
+        self.head = sizes.rows * sizes.hidden_size
+
+    def forward(self, rows: int, time: int, before: int = 0) -> float:
+        """Rows of so many tokens behind `before` others, without the head."""
+        sizes = self._sizes
+        pairs = rows * (time * before + time * (time + 1) / 2)
+        attention = 4.0 * sizes.num_layers * sizes.num_heads * sizes.head_dim * pairs
+        return 2.0 * self.layers * rows * time + attention
+
+    def view(self, contexts: tuple[int, int], responses: tuple[int, int]) -> float:
+        """Contexts once each, the responses behind them, and the head at these."""
+        rows, time = responses
+        head = 2.0 * self.head * rows * time
+        return self.forward(*contexts) + self.forward(rows, time, contexts[1]) + head
+
+    def update(self, recipe: Recipe, batch: Batch) -> float:
+        """Of one optimizer update."""
+        shape = batch.responses.shape
+        total = 3 * self.view(batch.contexts.shape, shape)
+        if "reference" in recipe.needs:
+            total += self.view(batch.contexts.shape, shape)
+        if "teacher" in recipe.needs and batch.teacher_contexts is not None:
+            # A trust region's teacher is two models.
+            models = 2 if recipe.teacher.kind == "trust_region" else 1
+            total += models * self.view(batch.teacher_contexts.shape, shape)
+        return total
+
+    def score(self, batch: Batch) -> float:
+        """Of the log-probs of a batch."""
+        return self.view(batch.contexts.shape, batch.responses.shape)
+
+    def decode(self, rows: int, before: int) -> float:
+        """Of one more token for each of so many sequences."""
+        return self.forward(rows, 1, before) + 2.0 * self.head * rows
