@@ -71,7 +71,7 @@ def load(
     """
     checkpoint = open_checkpoint(path_or_id)
     tokenizer = checkpoint.tokenizer()
-    config = _fit_vocabulary(checkpoint.config, tokenizer, checkpoint.source)
+    config = fit_vocabulary(checkpoint.config, tokenizer, checkpoint.source)
     rules_by_leaf = list(tensor_rules(config))
     adapted = adapter.select(rules_by_leaf) if adapter else []
     _check_tensors(checkpoint, config, rules_by_leaf)
@@ -158,7 +158,7 @@ def _by_parts(
     return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 
-def _fit_vocabulary(
+def fit_vocabulary(
     config: DecoderConfig, tokenizer: Any | None, source: str
 ) -> DecoderConfig:
     """Tokens that the tokenizer does not have become padding."""

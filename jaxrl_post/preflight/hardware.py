@@ -102,9 +102,9 @@ def open_topology(name: str) -> Topology:
     if kind not in (*CHIPS, "cpu"):
         hint = nearest(kind, (*CHIPS, "cpu"))
         raise InputError(
-            f"--topology {name}: there is no chip {kind!r}; {hint} A topology is one of "
-            f"{', '.join((*CHIPS, 'cpu'))}, a colon and a shape: v5p:4x4x4, v6e:8x8, "
-            "h100:2x8 (nodes x GPUs), cpu:8."
+            f"--topology {name}: there is no chip {kind!r}; {hint} A topology is one "
+            f"of {', '.join((*CHIPS, 'cpu'))}, a colon and a shape: v5p:4x4x4, "
+            "v6e:8x8, h100:2x8 (nodes x GPUs), cpu:8."
         )
     dimensions = {"cpu": "1", "h100": "2", "v5e": "2", "v6e": "2"}.get(kind, "3")
     if not re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{int(dimensions) - 1}}}", shape):

@@ -21,6 +21,7 @@ from jaxrl_post.models import checkpoints, families
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.models.stack import decoder
+from jaxrl_post.models.weights_in import fit_vocabulary
 from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Demonstrations, Groups
 from jaxrl_post.recipes.recipe import Recipe
@@ -78,24 +79,29 @@ def find_model(path: str) -> tuple[DecoderConfig, str]:
     (36, 128)
     """
     if path in checkpoints.EMBEDDED or Path(path).expanduser().exists():
-        return checkpoints.open_checkpoint(path).config, path
+        return _config_of(path), path
     from huggingface_hub import try_to_load_from_cache
 
     cached = None
     if path.count("/") == 1:
         cached = try_to_load_from_cache(path, "config.json")
     if isinstance(cached, str):
-        return checkpoints.open_checkpoint(str(Path(cached).parent)).config, cached
+        return _config_of(str(Path(cached).parent)), cached
     if path in PUBLISHED:
         values = dict(zip(_SIZES, PUBLISHED[path], strict=True))
         # Llama 3.1 scales its rotations, which changes no shape.
         config = families.config_from_hf(values, path)
         return config, "sizes as published, from preflight's own table"
     raise InputError(
-        f"model.path={path!r}: neither here nor in the hub's cache nor among the models "
-        f"whose sizes are known; {nearest(path, PUBLISHED)} Fetch its config.json with "
-        f"`hf download {path} config.json`."
+        f"model.path={path!r}: neither here nor in the hub's cache nor among the "
+        f"models whose sizes are known; {nearest(path, PUBLISHED)} Fetch its "
+        f"config.json with `hf download {path} config.json`."
     )
+
+
+def _config_of(path: str) -> DecoderConfig:
+    checkpoint = checkpoints.open_checkpoint(path)
+    return fit_vocabulary(checkpoint.config, checkpoint.tokenizer(), path)
 
 
 def open_policy(config: Config, sizes: DecoderConfig) -> Policy:

@@ -101,26 +101,12 @@ def check(
 
     attempt = _Attempt(overrides, shapes, limit)
     _compile(attempt, {}, say)
-    first, tried, tries = attempt, [], 0
-    while attempt.failing and tries < max_tries:
-        for change in remedies(attempt.shapes, attempt.failing):
-            overrides = {**attempt.overrides, **change}
-            if overrides in tried:
-                continue
-            tried.append(overrides)
-            tries += 1
-            say(f"does not fit: {', '.join(sorted(attempt.failing))}; trying {change}")
-            try:
-                after = _Attempt(overrides, shapes_of(overrides), limit)
-                _compile(after, _unchanged(attempt, change), say)
-            except InputError as error:
-                say(f"not possible: {one_line(error)}")
-                continue
-            if not after.failing or _helps(attempt, after):
-                attempt = after
-                break
-        else:
+    first, tried = attempt, list[dict[str, Any]]()
+    while attempt.failing:
+        after = _next(attempt, shapes_of, tried, max_tries, say)
+        if after is None:
             break
+        attempt = after
     as_it_is = problem is None
     remedy = None
     if attempt is not first or not as_it_is:
@@ -144,6 +130,33 @@ def check(
         "mesh": dict(first.shapes.mesh.shape),
         "model": {"path": config.model.path, "sizes": source},
     }
+
+
+def _next(
+    attempt: _Attempt,
+    shapes_of: Callable[[Mapping[str, Any]], Shapes],
+    tried: list[dict[str, Any]],
+    max_tries: int,
+    say: Callable[[str], None],
+) -> _Attempt | None:
+    """The attempt with the first remedy more that helps; None where there is none."""
+    for change in remedies(attempt.shapes, attempt.failing):
+        overrides = {**attempt.overrides, **change}
+        if overrides in tried:
+            continue
+        if len(tried) == max_tries:
+            return None
+        tried.append(overrides)
+        say(f"does not fit: {', '.join(sorted(attempt.failing))}; trying {change}")
+        try:
+            after = _Attempt(overrides, shapes_of(overrides), attempt.limit)
+            _compile(after, _unchanged(attempt, change), say)
+        except InputError as error:
+            say(f"not possible: {one_line(error)}")
+            continue
+        if not after.failing or _helps(attempt, after):
+            return after
+    return None
 
 
 def _compile(

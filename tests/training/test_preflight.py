@@ -1,0 +1,56 @@
+"""What preflight predicts, against what a run compiles for its real arrays."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxrl_post import preflight, training
+from jaxrl_post.preflight import shapes
+from jaxrl_post.preflight.training import compile_training
+from jaxrl_post.training.offload import OffloadedJit
+from jaxrl_post.training.setup import open_mesh
+
+
+@pytest.fixture
+def mesh_config(tiny_config):
+    def make(**sections):
+        of_training = {"steps": 1, "prompts_per_step": 8, "group_size": 2}
+        return tiny_config(
+            training={**of_training, **sections.pop("training", {})},
+            mesh={"data": 2, "fsdp": 4},
+            evaluation=None,
+            **sections,
+        )
+
+    return make
+
+
+@pytest.fixture
+def compiled_by_runs(monkeypatch):
+    """The updates that runs compile, as the compiler sees them."""
+    programs = []
+    call = OffloadedJit.__call__
+
+    def note(self, state, batch):
+        programs.append(self.lower(state, batch).compile())
+        return call(self, state, batch)
+
+    monkeypatch.setattr(OffloadedJit, "__call__", note)
+    return programs
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [None, 180])
+def test_bytes_equal_those_of_the_real_run(
+    mesh_config, compiled_by_runs, micro_batch_tokens
+):
+    config = mesh_config(training={"micro_batch_tokens": micro_batch_tokens})
+    training.run(config)
+    real = compiled_by_runs[0].memory_analysis()
+    topology = preflight.open_topology("cpu:8")
+    sizes, _ = shapes.find_model(config.model.path)
+    mesh = open_mesh(config, devices=topology.devices)
+    (update,) = compile_training(shapes.Shapes.of(config, sizes, mesh))
+    assert update.bytes["arguments"] == real.argument_size_in_bytes
+    assert update.bytes["outputs"] == real.output_size_in_bytes
+    assert update.bytes["aliases"] == real.alias_size_in_bytes
+    assert update.bytes["temp"] == real.temp_size_in_bytes
