@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -48,7 +47,6 @@ class _Counter:
 
     def __init__(self) -> None:
         self.unknown = 0
-        self.others: Counter[str] = Counter()
 
     def count(self, jaxpr, consts, arguments) -> tuple[float, list[Any]]:
         """Operations, and the known ones among the results; None: not known."""
@@ -98,7 +96,7 @@ class _Counter:
             flops, results = self._closed(inner, inputs)
             return flops, results if len(results) == len(nothing) else nothing
         if inputs and all(x is not None for x in inputs) or name == "iota":
-            return 0.0, self._evaluate(eqn, inputs)
+            return 0.0, _evaluate(eqn, inputs)
         return 0.0, nothing
 
     def _closed(self, jaxpr, inputs) -> tuple[float, list[Any]]:
@@ -108,16 +106,6 @@ class _Counter:
         if len(inner.invars) != len(inputs):
             inputs = [None] * len(inner.invars)
         return self.count(inner, known, inputs)
-
-    def _evaluate(self, eqn, inputs) -> list[Any]:
-        sizes = [math.prod(getattr(v.aval, "shape", (2**40,))) for v in eqn.outvars]
-        if max(sizes, default=0) > _KNOWN_UP_TO or eqn.effects:
-            return [None] * len(eqn.outvars)
-        try:
-            out = eqn.primitive.bind(*inputs, **eqn.params)
-        except Exception:  # of a primitive that exists inside programs only
-            return [None] * len(eqn.outvars)
-        return list(out) if eqn.primitive.multiple_results else [out]
 
     def _scan(self, eqn, inputs) -> float:
         params = eqn.params
@@ -169,6 +157,62 @@ class _Counter:
         return grid * each * (shares[0] if shares else 1.0)
 
 
+def _divide(x, y):
+    """As `lax.div`, which cuts towards zero."""
+    return np.fix(x / y).astype(x.dtype) if x.dtype.kind in "iu" else x / y
+
+
+_PLAIN: Mapping[str, Callable[..., Any]] = {
+    "add": np.add,
+    "and": np.logical_and,
+    "convert_element_type": lambda x: x,
+    "copy": lambda x: x,
+    "div": _divide,
+    "eq": np.equal,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "le": np.less_equal,
+    "lt": np.less,
+    "max": np.maximum,
+    "min": np.minimum,
+    "mul": np.multiply,
+    "ne": np.not_equal,
+    "pvary": lambda x: x,
+    "rem": np.fmod,
+    "reshard": lambda x: x,
+    "select_n": lambda which, *cases: np.choose(which, cases),
+    "sign": np.sign,
+    "sub": np.subtract,
+}
+"""What bounds of loops are computed by. NumPy: jax would want the program's devices."""
+
+
+def _evaluate(eqn, inputs) -> list[Any]:
+    """A small array that follows from known ones; None where it does not."""
+    name, out = eqn.primitive.name, eqn.outvars[0].aval
+    unknown = [None] * len(eqn.outvars)
+    if len(unknown) > 1 or math.prod(getattr(out, "shape", (2**40,))) > _KNOWN_UP_TO:
+        return unknown
+    try:
+        dtype = np.dtype(out.dtype)
+    except TypeError:  # such as that of random keys
+        return unknown
+    values = [np.asarray(x) for x in inputs]
+    if name == "iota":
+        return [np.indices(out.shape)[eqn.params["dimension"]].astype(dtype)]
+    if name in ("reshape", "squeeze"):
+        return [values[0].reshape(out.shape)]
+    if name == "broadcast_in_dim":
+        kept = eqn.params["broadcast_dimensions"]
+        shape = [1] * len(out.shape)
+        for axis, size in zip(kept, values[0].shape, strict=True):
+            shape[axis] = size
+        return [np.broadcast_to(values[0].reshape(shape), out.shape)]
+    if name not in _PLAIN:
+        return unknown
+    return [np.asarray(_PLAIN[name](*values)).astype(dtype)]
+
+
 def _inner(params: Mapping[str, Any]) -> list[Any]:
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
     return [params[name] for name in names if name in params]
@@ -199,9 +243,10 @@ def _trips(condition, consts, carry) -> int | None:
         x.val if isinstance(x, jax.extend.core.Literal) else env.get(x)
         for x in condition.eqns[0].invars
     ]
-    if any(x is None for x in values):
+    first, end = values
+    if first is None or end is None:
         return None
-    return max(0, int(values[1]) - int(values[0]))
+    return max(0, int(end) - int(first))
 
 
 class ModelFlops:
@@ -229,11 +274,11 @@ class ModelFlops:
         attention = 4.0 * sizes.num_layers * sizes.num_heads * sizes.head_dim * pairs
         return 2.0 * self.layers * rows * time + attention
 
-    def view(self, contexts: tuple[int, int], responses: tuple[int, int]) -> float:
+    def view(self, contexts: tuple[int, ...], responses: tuple[int, ...]) -> float:
         """Contexts once each, the responses behind them, and the head at these."""
-        rows, time = responses
+        (count, width), (rows, time) = contexts, responses
         head = 2.0 * self.head * rows * time
-        return self.forward(*contexts) + self.forward(rows, time, contexts[1]) + head
+        return self.forward(count, width) + self.forward(rows, time, width) + head
 
     def update(self, recipe: Recipe, batch: Batch) -> float:
         """Of one optimizer update."""

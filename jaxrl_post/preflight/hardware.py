@@ -81,11 +81,14 @@ class Topology:
       name: as the user gave it.
       chip: what each is.
       devices: jax's descriptions of them.
+      fast_within: `mesh.fast_within` in place of "slice": jax does not say which of
+        GPUs that are not here share a node, but each node is a process.
     """
 
     name: str
     chip: Chip
     devices: Sequence[Any]
+    fast_within: str = "slice"
 
 
 def open_topology(name: str) -> Topology:
@@ -122,7 +125,8 @@ def open_topology(name: str) -> Topology:
         raise
     except Exception as error:  # jax's own kinds, by platform and version
         raise InputError(f"--topology {name}: {one_line(error)}") from error
-    return Topology(name, CHIPS[kind], devices)
+    within = "process" if kind == "h100" else "slice"
+    return Topology(name, CHIPS[kind], devices, within)
 
 
 def _cpu(count: int) -> tuple[Chip, Sequence[Any]]:
@@ -145,11 +149,7 @@ def _tpu(kind: str, shape: str) -> Sequence[Any]:
 def _gpu(kind: str, shape: str) -> Sequence[Any]:
     names = ("jax_cuda12_plugin", "jax_cuda13_plugin")
     _need(names, "cuda12", f"{kind}:{shape}")
-    nodes, each = shape.split("x")
-    # Each node is a slice: fast links end at its walls.
-    topology = _describe(
-        "cuda", kind, topology=f"{nodes}x1x{each}", target_config=_H100
-    )
+    topology = _describe("cuda", kind, topology=f"1x{shape}", target_config=_H100)
     return topology.devices
 
 

@@ -47,10 +47,10 @@ def remedies(shapes: Shapes, failing: frozenset[str]) -> Iterator[dict[str, obje
     for factor in (2, 4):
         if shapes.sizes.num_kv_heads % (tensor * factor) == 0 == fsdp % factor:
             yield {"mesh.tensor": tensor * factor, "mesh.fsdp": fsdp // factor}
-    offloaded = [*config.training.offload]
-    for part in ("optimizer", "teacher", "reference"):
-        if part not in offloaded and part in shapes.resident:
-            offloaded = [*offloaded, part]
+    offloaded: list[str] = [*config.training.offload]
+    for name in ("optimizer", "teacher", "reference"):
+        if name not in offloaded and name in shapes.resident:
+            offloaded = [*offloaded, name]
             yield {"training.offload": offloaded}
 
 

@@ -74,13 +74,18 @@ def check(
     sizes, source = find_model(config.model.path)
     limit = topology.chip.memory * (1 - margin)
 
+    islands: dict[str, Any] = {}
+    if config.mesh.fast_within == "slice":
+        islands["mesh.fast_within"] = topology.fast_within
+
     def shapes_of(overrides: Mapping[str, Any]) -> Shapes:
-        changed = _with(config, overrides)
+        changed = _with(config, {**islands, **overrides})
         mesh = open_mesh(changed, devices=topology.devices)
         assert mesh is not None  # as devices were given
         return Shapes.of(changed, sizes, mesh)
 
-    problem, overrides = None, {}
+    problem: str | None = None
+    overrides: dict[str, Any] = {}
     try:
         shapes = shapes_of({})
     except InputError as error:

@@ -18,7 +18,7 @@ def mesh_config(tiny_config):
         return tiny_config(
             training={**of_training, **sections.pop("training", {})},
             mesh={"data": 2, "fsdp": 4},
-            evaluation=None,
+            evaluation={},
             **sections,
         )
 
