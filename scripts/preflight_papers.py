@@ -29,7 +29,6 @@ EVIDENCE = ROOT / "docs" / "evidence" / "preflight.jsonl"
 PLOT = ROOT / "docs" / "evidence" / "preflight_weak.svg"
 
 PGPO = "configs/pgpo_qwen3_8b_sciknoweval.yaml"
-SDPO = "configs/sdpo_qwen3_8b_sciknoweval.yaml"
 HAPO = "configs/hapo_qwen25_math_7b_openr1.yaml"
 FULL = "model.remat=full"
 
@@ -53,7 +52,8 @@ class Setting:
         """Arguments of the `jaxrl-post` command."""
         return [
             *("preflight", self.config, *self.overrides),
-            *("--topology", self.topology, "--margin", str(self.margin), "--json"),
+            *("--topology", self.topology, "--margin", str(self.margin)),
+            *("--tries", "0", "--json"),
         ]
 
 
@@ -84,26 +84,28 @@ def hapo(chips: int, tensor: int, *more: str) -> tuple[str, ...]:
 
 def settings() -> Iterator[Setting]:
     """The papers' own, then larger models."""
+    few, fewer = "sampling.slots=64", "sampling.slots=32"
     yield Setting("pgpo", PGPO, "v5p:4x4x4", sdpo(64, 2))
-    yield Setting("pgpo", PGPO, "h100:1x4", sdpo(4, 2))
-    yield Setting("pgpo", PGPO, "h100:1x8", sdpo(8, 2))
+    yield Setting("pgpo", PGPO, "h100:1x4", sdpo(4, 2, fewer))
+    yield Setting("pgpo", PGPO, "h100:1x8", sdpo(8, 2, few))
     yield Setting("pgpo", PGPO, "v6e:8x8", sdpo(64, 4))
-    yield Setting("pgpo", PGPO, "v5e:8x8", sdpo(64, 8), margin=0.05)
-    yield Setting("sdpo", SDPO, "h100:1x4", sdpo(4, 2))
+    yield Setting("pgpo", PGPO, "v5e:8x8", sdpo(64, 8, fewer), margin=0.05)
     yield Setting("hapo", HAPO, "v5p:4x4x4", hapo(64, 1))
     yield Setting("hapo", HAPO, "h100:1x8", hapo(8, 1))
-    yield Setting("hapo", HAPO, "h100:1x4", hapo(4, 2))
+    yield Setting("hapo", HAPO, "h100:1x4", hapo(4, 2, few))
     yield Setting("hapo", HAPO, "v6e:8x8", hapo(64, 2))
     yield Setting("hapo", HAPO, "v5e:8x8", hapo(64, 4), margin=0.05)
     large = "model.path=Qwen/Qwen3-32B"
-    yield Setting("pgpo-32b", PGPO, "v5p:4x4x4", sdpo(64, 4, large))
-    yield Setting("pgpo-32b", PGPO, "h100:2x8", sdpo(16, 4, large))
-    huge = "model.path=meta-llama/Llama-3.1-70B"
+    yield Setting("pgpo-32b", PGPO, "v5p:4x4x4", sdpo(64, 4, large, few))
     yield Setting(
-        "pgpo-70b",
-        PGPO,
-        "v5p:8x8x8",
-        split(_SDPO_TOKENS, 512, 8, huge, "training.prompts_per_step=64", groups=64),
+        *("pgpo-32b", PGPO, "h100:2x8"),
+        sdpo(16, 4, large, "sampling.slots=16"),
+    )
+    huge = ("model.path=meta-llama/Llama-3.1-70B", few)
+    groups = "training.prompts_per_step=64"
+    yield Setting(
+        *("pgpo-70b", PGPO, "v5p:8x8x8"),
+        split(_SDPO_TOKENS, 512, 8, *huge, groups, groups=64),
     )
 
 

@@ -25,14 +25,17 @@ _CALLED = re.compile(
     r"|true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r"known_trip_count\D*?(\d+)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
     """Collectives of a program by kind: how often, and bytes of their results.
 
-    Bytes are one device's, and loops whose length the compiler knows count as often as
-    they run; others once.
+    Bytes are one device's. A loop counts as often as the compiler says that it runs, or
+    else as the constant says that its condition compares with, where there is one (all
+    that TPU's compiler writes); others once.
 
     >>> collectives('''ENTRY %main (a: f32[8]) -> f32[32] {
     ...   %a = f32[8]{0} parameter(0)
@@ -42,6 +45,8 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     """
     own: dict[str, list[tuple[str, int]]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    loops: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    bounds: dict[str, int] = {}
     entry = here = ""
     for line in text.splitlines():
         if line.endswith("{") and (head := _HEAD.match(line)):
@@ -54,14 +59,18 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
         if found := _COLLECTIVE.search(line):
             size = _result_bytes(found[1], found[2], bool(found[3]))
             own[here].append((found[2], size))
-        if " while(" in line:
-            trips = _TRIPS.search(line)
-            times = int(trips[1]) if trips else 1
-        else:
-            times = 1
+        if found := _CONSTANT.search(line):
+            bounds[here] = max(bounds.get(here, 0), int(found[1]))
+        condition = _CONDITION.search(line) if " while(" in line else None
+        told = _TRIPS.search(line)
         for called in _CALLED.findall(line):
-            names = re.findall(r"[\w.\-]+", called)
-            calls[here] += [(name, times) for name in names]
+            for name in re.findall(r"[\w.\-]+", called):
+                if condition is None:
+                    calls[here].append((name, 1))
+                elif told:
+                    calls[here].append((name, int(told[1])))
+                else:
+                    loops[here].append((name, condition[1]))
 
     totals: dict[str, dict[str, int]] = {}
     seen: dict[str, Mapping[tuple[str, int], int]] = {}
@@ -71,7 +80,8 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
             sums: dict[tuple[str, int], int] = defaultdict(int)
             for kind, size in own[name]:
                 sums[kind, size] += 1
-            for called, times in calls[name]:
+            counted = [(body, bounds.get(test, 1)) for body, test in loops[name]]
+            for called, times in [*calls[name], *counted]:
                 for key, count in visit(called).items():
                     sums[key] += times * count
             seen[name] = sums

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -28,8 +27,9 @@ class Program:
         the place of arguments), ``temp``, ``code``, ``resident`` (what lies there and
         is no argument) and ``peak``, all of these with the aliases once; ``host``: in
         the host's memory.
-      flops: of all chips: ``model``, ``compiled`` and their ``ratio``. Loops whose
-        length depends on data count once; there are ``unknown_loops`` of them.
+      flops: of all chips: ``model``, ``compiled`` and their ``ratio`` (None where the
+        model needs none). Loops whose length depends on data count once; there are
+        ``unknown_loops`` of them.
       collectives: of one chip, by kind: ``count``, and ``bytes`` of results.
       times: how often a step runs it, as it is counted here.
       logits_rows: the most tokens that an array over the vocabulary has.
@@ -40,7 +40,7 @@ class Program:
 
     name: str
     bytes: dict[str, int]
-    flops: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, Any] = field(default_factory=dict)
     collectives: dict[str, dict[str, int]] = field(default_factory=dict)
     times: float = 1
     logits_rows: int = 0
@@ -107,7 +107,7 @@ def compile_program(
         flops={
             "model": model,
             "compiled": flops,
-            "ratio": flops / model if model else math.nan,
+            "ratio": flops / model if model else None,
             "unknown_loops": unknown,
         },
         collectives=collectives(text),

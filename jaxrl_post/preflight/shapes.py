@@ -257,8 +257,10 @@ def bytes_per_chip(tree: chex.ArrayTree, *, on_host: bool = False) -> int:
         kind = getattr(x.sharding, "memory_kind", None)
         if (kind == "pinned_host") != on_host:
             return 0
-        shape = x.sharding.shard_shape(x.shape)
-        return math.prod(shape) * jax.dtypes.itemsize_bits(x.dtype) // 8
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.eval_shape(jax.random.key_data, x)
+            return x.size * x.dtype.itemsize
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
     return sum(map(size, jax.tree.leaves(tree)))
 

@@ -27,6 +27,24 @@ def test_a_loops_collectives_count_as_often_as_it_runs():
     assert collectives(text) == {"all-reduce": {"count": 5, "bytes": 5 * 6 * 4}}
 
 
+def test_a_loop_of_which_only_its_condition_tells():
+    text = """\
+%test (t: (s32[], f32[4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(7)
+  %i = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+%body (t: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %one = s32[] constant(1)
+  %r = f32[4]{0} all-reduce(%x), to_apply=%add
+}
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %far = s32[] constant(100)
+  %w = (s32[], f32[4]) while(%x), condition=%test, body=%body
+}"""
+    assert collectives(text) == {"all-reduce": {"count": 7, "bytes": 7 * 16}}
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
