@@ -5,6 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec as P
+
+from jaxrl_post.sharding.mesh import auto_axes
+from jaxrl_post.sharding.rules import RULES
 
 PerLayer = jax.Array | tuple[jax.Array, ...]
 """One array with a leading layer axis, or a tuple with one array per layer."""
@@ -83,3 +87,18 @@ def init_cache(
         segment_ids=jnp.zeros((batch, capacity), jnp.int32),
         length=jnp.zeros((), jnp.int32),
     )
+
+
+def split_heads(cache: Cache) -> Cache:
+    """The cache with its heads split over the mesh's `tensor`, where that divides them.
+
+    Left to itself the compiler gives each device of `tensor` all heads of a cache that
+    nothing has been written to.
+    """
+    axis: Any = RULES["kv_heads"]
+    if cache.keys.shape[2] % (size := auto_axes().get(axis, 1)) or size == 1:
+        return cache
+    free = P.UNCONSTRAINED
+    spec = P(free, free, axis, free, free)
+    keys, values = jax.lax.with_sharding_constraint((cache.keys, cache.values), spec)
+    return cache.replace(keys=keys, values=values)

@@ -15,7 +15,7 @@ from jaxrl_post.models.attention import (
     check_implementation,
     choose,
 )
-from jaxrl_post.models.cache import Cache, init_cache
+from jaxrl_post.models.cache import Cache, init_cache, split_heads
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.layers import DecoderLayer, RMSNorm
 from jaxrl_post.models.memory import on_device, rematerialise
@@ -123,7 +123,7 @@ def decoder(
         return params
 
     def empty_cache(batch, capacity):
-        return init_cache(
+        cache = init_cache(
             config.num_layers,
             batch,
             capacity,
@@ -131,6 +131,7 @@ def decoder(
             config.head_dim,
             compute_dtype,
         )
+        return split_heads(cache)
 
     return Policy(
         config=config,
