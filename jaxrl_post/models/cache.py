@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -96,7 +98,9 @@ def split_heads(cache: Cache) -> Cache:
     nothing has been written to.
     """
     axis: Any = RULES["kv_heads"]
-    if cache.keys.shape[2] % (size := auto_axes().get(axis, 1)) or size == 1:
+    keys: Any = cache.keys  # stacked, as it is new
+    size = auto_axes().get(axis, 1)
+    if size == 1 or keys.shape[2] % size:
         return cache
     free = P.UNCONSTRAINED
     spec = P(free, free, axis, free, free)
