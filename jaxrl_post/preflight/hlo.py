@@ -26,7 +26,8 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r"known_trip_count\D*?(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
-_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"ROOT .* compare\(\S.*?, %?([\w.\-]+)\), direction=LT")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 
 
@@ -46,6 +47,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     own: dict[str, list[tuple[str, int]]] = defaultdict(list)
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)
     loops: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    constants: dict[tuple[str, str], int] = {}
     bounds: dict[str, int] = {}
     entry = here = ""
     for line in text.splitlines():
@@ -60,7 +62,9 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
             size = _result_bytes(found[1], found[2], bool(found[3]))
             own[here].append((found[2], size))
         if found := _CONSTANT.search(line):
-            bounds[here] = max(bounds.get(here, 0), int(found[1]))
+            constants[here, found[1]] = int(found[2])
+        if found := _BELOW.search(line):
+            bounds[here] = constants.get((here, found[1]), 1)
         condition = _CONDITION.search(line) if " while(" in line else None
         told = _TRIPS.search(line)
         for called in _CALLED.findall(line):

@@ -31,6 +31,7 @@ def test_a_loop_of_which_only_its_condition_tells():
     text = """\
 %test (t: (s32[], f32[4])) -> pred[] {
   %n = s32[]{:T(128)} constant(7)
+  %other = s32[] constant(9)
   %i = s32[]{:T(128)} get-tuple-element(%t), index=0
   ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
