@@ -162,6 +162,36 @@ def read() -> list[dict]:
     return [json.loads(line) for line in EVIDENCE.read_text().splitlines()]
 
 
+def table(rows: list[dict]) -> str:
+    """A line for each setting, in Markdown."""
+    lines = [
+        "| setting | topology | mesh (fsdp x tensor) | verdict, margin | update, GiB a "
+        "chip | prefill | decode | of the chip | FLOPs, x model | largest bound, step |",
+        "|" + "---|" * 10,
+    ]
+    for row in rows:
+        programs, chip, mesh = row["programs"], row["chip"], row["mesh"]
+
+        def gib(name, programs=programs):
+            peak = programs.get(name, {}).get("bytes", {}).get("peak")
+            return "?" if peak is None else f"{peak / 2**30:.1f}"
+
+        peaks = [p["bytes"].get("peak", 0) for p in programs.values()]
+        ratio = programs["update"]["flops"].get("ratio")
+        step = row["step"] and row["step"]["seconds"]
+        cells = (
+            *(row["setting"], f"`{row['topology']}`"),
+            f"{mesh['fsdp']} x {mesh['tensor']}",
+            f"{row['verdict']}, {chip['margin']:.0%}",
+            *(gib("update"), gib("prefill"), gib("decode")),
+            f"{max(peaks) / chip['memory']:.0%}",
+            "?" if ratio is None else f"{ratio:.2f}",
+            "?" if not step else f"{step:.0f} s",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def plot() -> None:
     """Bytes of a chip and of its collectives over the number of chips."""
     import matplotlib.pyplot as plt

@@ -12,6 +12,7 @@ import sys
 
 import compare
 import mesh_table
+import preflight_papers
 import sandbox_table
 from quickstart_seeds import RESULTS, ROOT, WEIGHTS, table
 
@@ -48,6 +49,9 @@ def main() -> None:
         "README.md": {"base": base_table(), "quickstart": table(rows)},
         "docs/sdpo.md": {"distillation": study_table("distillation")},
         "docs/hapo.md": {"mixed": study_table("mixed")},
+        "docs/preflight.md": {
+            "preflight": preflight_papers.table(preflight_papers.read())
+        },
         "docs/devices.md": {
             "meshes": mesh_table.table(mesh_table.read()),
             "mesh-training": mesh_table.training_table(mesh_table.read()),
