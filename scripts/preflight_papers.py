@@ -165,8 +165,8 @@ def read() -> list[dict]:
 def table(rows: list[dict]) -> str:
     """A line for each setting, in Markdown."""
     lines = [
-        "| setting | topology | mesh (fsdp x tensor) | verdict, margin | update, GiB a "
-        "chip | prefill | decode | of the chip | FLOPs, x model | largest bound, step |",
+        "| setting | topology | fsdp x tensor | verdict, margin | update, GiB a chip "
+        "| prefill | decode | of the chip | FLOPs, x model | a step, at least |",
         "|" + "---|" * 10,
     ]
     for row in rows:
