@@ -40,7 +40,11 @@ def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
     def to_host(x: Any) -> Any:
         if not x.ndim:
             return x
-        devices: set[Any] = x.sharding.device_set
+        shape = isinstance(x, jax.ShapeDtypeStruct)
+        sharding = x.sharding
+        devices: set[Any] = (
+            sharding.device_set if shape else sharding.addressable_devices
+        )
         for device in devices:
             kinds = [memory.kind for memory in device.addressable_memories()]
             # Of GPUs that are not here jax does not say which they have.
@@ -49,8 +53,8 @@ def offload(state: TrainState, parts: Sequence[str]) -> TrainState:
                     f"training.offload={list(parts)}: {device.platform} has no memory "
                     f"of kind {_HOST} (it has {', '.join(kinds)}); leave it empty."
                 )
-        sharding = x.sharding.with_memory_kind(_HOST)
-        if isinstance(x, jax.ShapeDtypeStruct):
+        sharding = sharding.with_memory_kind(_HOST)
+        if shape:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         return jax.device_put(x, sharding)
 

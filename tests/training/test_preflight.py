@@ -7,7 +7,7 @@ import pytest
 from jaxrl_post import preflight, training
 from jaxrl_post.preflight import shapes
 from jaxrl_post.preflight.training import compile_training
-from jaxrl_post.training.offload import OffloadedJit
+from jaxrl_post.training.offload import LayoutKeepingJit
 from jaxrl_post.training.setup import open_mesh
 
 
@@ -29,13 +29,13 @@ def mesh_config(tiny_config):
 def compiled_by_runs(monkeypatch):
     """The updates that runs compile, as the compiler sees them."""
     programs = []
-    call = OffloadedJit.__call__
+    call = LayoutKeepingJit.__call__
 
     def note(self, state, batch):
         programs.append(self.lower(state, batch).compile())
         return call(self, state, batch)
 
-    monkeypatch.setattr(OffloadedJit, "__call__", note)
+    monkeypatch.setattr(LayoutKeepingJit, "__call__", note)
     return programs
 
 
