@@ -163,7 +163,9 @@ def read() -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """A line for each setting, in Markdown."""
+    """A line for each setting, in Markdown; nothing before there is one."""
+    if not rows:
+        return ""
     lines = [
         "| setting | topology | fsdp x tensor | verdict, margin | update, GiB a chip "
         "| prefill | decode | of the chip | FLOPs, x model | a step, at least |",
