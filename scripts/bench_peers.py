@@ -1,6 +1,6 @@
 """Training steps beside those of TRL and Tunix: the same weights, prompts and lengths.
 
-    python scripts/bench_peers.py --trl-python ENV/bin/python --tunix-python ENV/bin/python
+    python scripts/bench_peers.py --trl-python A/bin/python --tunix-python B/bin/python
     python scripts/bench_peers.py --only grpo --pairs 2 --steps 3   # a quick look
 
 TRL wants Python 3.11 and, in this order, `pip install torch==2.13.0` (the CPU's build)
@@ -9,10 +9,11 @@ and `transformers trl==1.16.0 accelerate peft datasets jinja2`; Tunix Python 3.1
 
 Ours is `jaxrl-post train` with a config; its seconds are those of its metrics.jsonl.
 Everyone runs in a fresh process on the same cores, in turns; the first turn finds an
-empty compilation cache, the later ones what it left. No step's first batch counts: it
-compiles. End tokens are not sampled, so that all sequences are equally long. Rows go to
-docs/evidence/performance.jsonl as they come; where the work turns out to differ there is
-a reason in the place of a ratio.
+empty compilation cache, the later ones what it left. A run's first step, which compiles,
+is told apart. End tokens are not sampled: all sequences are equally long. Memory is the
+most that a process and its children held together. Rows go to
+docs/evidence/performance.jsonl as they come; where the work turns out to differ there
+is a reason in the place of a ratio.
 """
 
 from __future__ import annotations
@@ -297,7 +298,7 @@ def measure(
             for who in ("ours", *peers):
                 run = run_in_turn(who, pythons[who], work, folder, cores)
                 turns[-1][who] = run
-                yield_row(row, who, turn, run, setting, cores)
+                keep_turn(row, who, turn, run, setting, cores)
     found = []
     for peer in peers:
         both = [(turn["ours"], turn[peer]) for turn in turns]
@@ -306,7 +307,7 @@ def measure(
     return found
 
 
-def yield_row(row, who, turn, run, setting: Setting, cores) -> None:
+def keep_turn(row, who, turn, run, setting: Setting, cores) -> None:
     """Writes and shows one turn."""
     later = run["step"][1:]
     tokens = setting.count * setting.group * setting.new

@@ -41,8 +41,19 @@ MODELS: dict[str, dict[str, Any]] = {
         "rope_theta": 100_000.0,
         "tie_embeddings": True,
     },
+    "qwen3-8b": {
+        "family": "qwen3",
+        "vocab_size": 151_936,
+        "hidden_size": 4096,
+        "intermediate_size": 12_288,
+        "num_layers": 36,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "qk_norm": True,
+    },
 }
-"""Arguments of `DecoderConfig`."""
+"""Arguments of `DecoderConfig`; the last one's costs are counted, nothing more."""
 
 
 def open_model(name: str):
@@ -92,7 +103,8 @@ def make_tokenizer(size: int):
 
 def make_prompts(tokenizer, count: int) -> tuple[list[str], int]:
     """Questions that are all equally many tokens, and how many."""
-    texts = [f"Question: what is {i} plus {i + 3}? Answer:" for i in range(8 * count)]
+    numbers = range(100, 100 + 8 * count)
+    texts = [f"Question: what is {i} plus {i + 3}? Answer:" for i in numbers]
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     common = Counter(lengths).most_common(1)[0][0]
     chosen = [t for t, n in zip(texts, lengths, strict=True) if n == common]

@@ -339,6 +339,24 @@ def test_a_compilation_cache_that_cannot_be_written_is_one_warning(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_compiled_programs_are_kept_in_the_users_cache_folder(tmp_path):
+    command = [sys.executable, "-m", "jaxrl_post.cli", "sample", "science_base"]
+    own = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    seen = []
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, "--prompt", "Why?", "--max-new-tokens", "1"],
+            env=kept | own | {"JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        programs = tmp_path.glob("jaxrl_post/compiled/*/*-cache")
+        seen.append({path.name for path in programs})
+    assert seen[0] and seen[1] == seen[0]  # the second run compiles nothing new
+
+
 def test_an_input_error_inside_a_run_is_bad_input_too(config, module, capsys):
     def run(config, progress, allow_changes):
         raise InputError("the prompts are too long")
