@@ -9,8 +9,8 @@ and `transformers trl==1.16.0 accelerate peft datasets jinja2`; Tunix Python 3.1
 
 Ours is `jaxrl-post train` with a config; its seconds are those of its metrics.jsonl.
 Everyone runs in a fresh process on the same cores, in turns; the first turn finds an
-empty compilation cache, the later ones what it left. A run's first step, which compiles,
-is told apart. End tokens are not sampled: all sequences are equally long. Memory is the
+empty compilation cache, the later ones what it left. A run's first step compiles and is
+told apart. The model never ends a sequence: all are equally long. Memory is the
 most that a process and its children held together. Rows go to
 docs/evidence/performance.jsonl as they come; where the work turns out to differ there
 is a reason in the place of a ratio.

@@ -68,15 +68,27 @@ def open_model(name: str):
 
 
 def write_checkpoint(name: str, folder: Path) -> None:
-    """A random model as a folder that every library opens."""
+    """A random model that ends no sequence, as a folder that every library opens.
+
+    All sequences are to be equally long, and no library is to be asked for anything
+    unusual: one number of each embedding is the same for all tokens, and what is left
+    of it in the last hidden state speaks against the end token.
+    """
     from jaxrl_post import models
 
     policy, params = open_model(name)
-    models.save(policy, params, make_tokenizer(policy.vocab_size), folder)
+    embed = params["embed"].at[:, 0].set(_BIAS).at[END, 0].set(-_BIAS)
+    tokenizer = make_tokenizer(policy.vocab_size)
+    models.save(policy, {**params, "embed": embed}, tokenizer, folder)
+
+
+END = 0
+_BIAS = 8.0
+"""Several times what the layers add to a number of the residual stream."""
 
 
 def make_tokenizer(size: int):
-    """Bytes, and merged letters and digits up to `size` tokens. None ends a text.
+    """Bytes, and merged letters and digits up to `size` tokens.
 
     Random tokens decoded and encoded again are about as many as before, as they are
     with a trained tokenizer.
@@ -84,7 +96,9 @@ def make_tokenizer(size: int):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<pad>", "<eos>"]
+    special = [
+        "<|endoftext|>"
+    ]  # the END, and the name that Qwen's tokenizer insists on
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     signs = string.ascii_lowercase + string.digits + string.ascii_uppercase
     pairs = list(itertools.product(signs, signs))
@@ -96,7 +110,9 @@ def make_tokenizer(size: int):
     whole = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     whole.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     whole.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=whole, pad_token=special[END], eos_token=special[END]
+    )
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     return tokenizer
 

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 
+import bench_tables
 import compare
 import mesh_table
 import preflight_papers
@@ -60,6 +61,7 @@ def main() -> None:
             "sandbox": sandbox_table.table(sandbox_table.read()),
             "escapes": sandbox_table.escapes(sandbox_table.read()),
         },
+        "docs/performance.md": bench_tables.tables(),
     }
     stale = [name for name, tables in pages.items() if rewrite(name, tables)]
     if "--check" in sys.argv:

@@ -58,7 +58,6 @@ def main(work: dict) -> dict:
     torch.set_num_threads(work["threads"])
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(work["checkpoint"])
-    tokenizer.eos_token = "<eos>"  # TRL needs one; it is never sampled, see below
     model = AutoModelForCausalLM.from_pretrained(
         work["checkpoint"], dtype=torch.float32
     )
@@ -82,7 +81,6 @@ def main(work: dict) -> dict:
         "per_device_train_batch_size": work["count"] * work["group"],
         "num_generations": work["group"],
         "max_completion_length": work["new"],
-        "generation_kwargs": {"min_new_tokens": work["new"]},
         "max_steps": work["steps"] + 1,
         "learning_rate": work["learning_rate"],
         "lr_scheduler_type": "constant",

@@ -79,7 +79,6 @@ def timed(owner, method: str, then=lambda result: None) -> list[tuple[float, flo
 def main(work: dict) -> dict:
     count, new, length = work["count"], work["new"], work["prompt_length"]
     tokenizer = AutoTokenizer.from_pretrained(work["checkpoint"])
-    tokenizer.eos_token = "<eos>"  # Tunix needs one; it ends nothing, see below
     mesh = jax.make_mesh(
         (1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
     )
@@ -115,7 +114,7 @@ def main(work: dict) -> dict:
                 temperature=1.0,
                 top_p=1.0,
                 top_k=None,
-                eos_tokens=[len(tokenizer)],  # no token: nothing ends early
+                eos_tokens=[tokenizer.eos_token_id],
             ),
         ),
     )
