@@ -362,8 +362,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--trl-python", help="interpreter of TRL's environment")
     parser.add_argument("--tunix-python", help="interpreter of Tunix's environment")
-    parser.add_argument("--pairs", type=int, default=2, help="turns of each library")
-    parser.add_argument("--steps", type=int, default=4, help="after the first one")
+    parser.add_argument("--pairs", type=int, default=3, help="turns of each library")
+    parser.add_argument("--steps", type=int, default=3, help="after the first one")
     parser.add_argument(
         "--cores", type=int, nargs="*", default=sorted(os.sched_getaffinity(0))
     )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def products(jaxpr, times=1) -> int:
             depth = np.prod([left[i] for i in contracted], dtype=int)
             found += 2 * times * depth * equation.outvars[0].aval.size
         more = equation.params.get("length", 1)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             found += products(inner, times * more)
     return int(found)
 
@@ -252,3 +253,23 @@ def test_a_run_of_ours_is_read_as_the_peers_tell_theirs(peers, tmp_path):
     assert (counted["prompt_tokens"], counted["optimizer_steps"]) == (14, 2)
     leaves = jax.tree.leaves(policy.init(jax.random.key(0)))
     assert counted["parameters"] == sum(x.size for x in leaves)
+
+
+def test_tables_say_what_was_missed_and_what_was_refused():
+    tables = importlib.import_module("bench_tables")
+    row = {"bench": "peers", "row": "grpo", "figure": "step"}
+    rows = [
+        {**row, "over": "trl", "median": 0.2},
+        {**row, "over": "trl", "median": 0.512},
+        {**row, "over": "tunix", "refused": ["lengths: [64], [63, 64]"]},
+        {"bench": "steps", "row": "pgpo", "value": 1.01},
+        {"bench": "limit", "row": "smollm2", "phase": "decode", "share": 0.49},
+    ]
+    assert tables.figures(rows).splitlines()[2:] == [
+        "| GRPO step, ours / TRL | ≤ 0.5 | 0.512 | **no** |",
+        "| GRPO step, ours / Tunix | ≤ 0.55 | refused: lengths: [64], [63, 64] |  |",
+        "| decoding, SmolLM2-135M, batch 8, 32 new, share of the bound | ≥ 0.5 "
+        "| 0.49 | **no** |",
+        "| PGPO step / SDPO step | ≤ 1.01 | 1.01 | yes |",
+    ]
+    assert tables.figures([]) == tables.runs([]) == tables.peaks([]) == ""
