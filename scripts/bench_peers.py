@@ -24,6 +24,7 @@ import math
 import multiprocessing
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -235,7 +236,7 @@ def run_in_turn(
         "HF_HUB_OFFLINE": "1",
     }
     if who == "ours":
-        subprocess.run(["rm", "-rf", str(folder / "run")], check=True)
+        shutil.rmtree(folder / "run", ignore_errors=True)
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump(config_of(work, folder)))
         command = [python, "-m", "jaxrl_post.cli", "train", str(config)]
@@ -281,80 +282,77 @@ def resident(pid: int) -> int:
     return total
 
 
+Write = Callable[[Mapping[str, Any]], None]
+
+
 def measure(
-    row: str, pythons: Mapping[str, str], pairs: int, steps: int, cores: list[int]
-) -> list[dict[str, Any]]:
-    """All turns of a row, written as they come; its ratios."""
-    setting = ROWS[row]
+    row: str, pythons: Mapping[str, str], arguments: argparse.Namespace, write: Write
+) -> None:
+    """All turns of a row, then its ratios, written as they come."""
+    setting, cores = ROWS[row], arguments.cores
     peers = [peer for peer in setting.must if peer in pythons]
     turns: list[dict[str, dict[str, Any]]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        # In a process of its own: this one stays small and idle.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, spawn) as pool:
-            work = pool.submit(prepare, setting, folder, steps, cores).result()
-        for turn in range(pairs):
+            asked = (setting, folder, arguments.steps, cores)
+            work = pool.submit(prepare, *asked).result()
+        for turn in range(arguments.pairs):
             turns.append({})
             for who in ("ours", *peers):
                 run = run_in_turn(who, pythons[who], work, folder, cores)
                 turns[-1][who] = run
-                keep_turn(row, who, turn, run, setting, cores)
-    found = []
+                cache = "warm" if turn else "cold"
+                about = {"row": row, "who": who, "turn": turn, "cache": cache}
+                write(turn_row(about, run, setting))
     for peer in peers:
         both = [(turn["ours"], turn[peer]) for turn in turns]
-        found.append(compare(row, "step", peer, setting.must[peer], both))
-        found.append(compare(row, "peak_rss", peer, setting.lean.get(peer), both))
-    return found
+        write(compare(row, "step", peer, setting.must[peer], both))
+        write(compare(row, "peak_rss", peer, setting.lean.get(peer), both))
 
 
-def keep_turn(row, who, turn, run, setting: Setting, cores) -> None:
-    """Writes and shows one turn."""
-    later = run["step"][1:]
+def turn_row(
+    about: Mapping[str, Any], run: Mapping[str, Any], setting: Setting
+) -> dict[str, Any]:
+    """What is kept of a turn; the first step, which compiles, apart."""
+    parts = {
+        key: {
+            "median": round(statistics.median(values), 4),
+            "min": round(min(values), 4),
+            "max": round(max(values), 4),
+        }
+        for key in ("step", "generate", "update")
+        if (values := run[key][1:])
+    }
     tokens = setting.count * setting.group * setting.new
-    line = {
+    return {
         "bench": "peers",
-        "row": row,
-        "who": who,
+        **about,
         "version": run["version"],
-        "turn": turn,
-        "cache": "warm" if turn else "cold",
         "first_step": round(run["step"][0], 3),
-        **{
-            key: {
-                "median": round(statistics.median(values), 4),
-                "min": round(min(values), 4),
-                "max": round(max(values), 4),
-            }
-            for key in ("step", "generate", "update")
-            if (values := run[key][1:])
-        },
-        "tokens_per_second": round(tokens / statistics.median(later), 1),
+        **parts,
+        "tokens_per_second": round(tokens / parts["step"]["median"], 1),
         "peak_rss": run["peak_rss"],
         "wall": round(run["wall"], 1),
         "work": run["work"],
     }
-    OUTPUT.write(line, cores)
-    parts = ", ".join(
-        f"{key} {line[key]['median']:.3f} s" for key in ("step", "generate", "update")
-    )
-    print(
-        f"{row}, turn {turn}, {who}: {parts}; first {run['step'][0]:.1f} s; "
-        f"{run['peak_rss'] / 2**30:.2f} GiB",
-        flush=True,
-    )
 
 
-class Output:
-    """Where rows go, each with the command and the state of the machine."""
-
-    path = RESULTS
-    command = ""
-
-    def write(self, row: Mapping[str, Any], cores: list[int]) -> None:
-        append(self.path, {**row, **about_run(cores), "command": self.command})
-
-
-OUTPUT = Output()
+def described(row: Mapping[str, Any]) -> str:
+    """A row in a line."""
+    if "who" in row:
+        parts = ("step", "generate", "update")
+        seconds = ", ".join(f"{part} {row[part]['median']:.3f} s" for part in parts)
+        return (
+            f"{row['row']}, turn {row['turn']}, {row['who']}: {seconds}; first "
+            f"{row['first_step']:.1f} s; {row['peak_rss'] / 2**30:.2f} GiB"
+        )
+    what = f"{row['row']}: {row['figure']}, ours / {row['over']}"
+    if "refused" in row:
+        return f"{what}: no ratio, for the work differs: {'; '.join(row['refused'])}"
+    return f"{what}: {row['median']} (must: {row['must']})"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -376,26 +374,21 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    OUTPUT.path = arguments.out
-    OUTPUT.command = shlex.join(["python", "scripts/bench_peers.py", *sys.argv[1:]])
+    command = shlex.join(["python", "scripts/bench_peers.py", *sys.argv[1:]])
     pythons = {"ours": sys.executable}
     for peer in ("trl", "tunix"):
         if python := getattr(arguments, f"{peer}_python"):
             pythons[peer] = python
         else:
             print(f"{peer} is left out: give its interpreter, --{peer}-python.")
+
+    def write(row: Mapping[str, Any]) -> None:
+        about = {**about_run(arguments.cores), "command": command}
+        append(arguments.out, {**row, **about})
+        print(described(row), flush=True)
+
     for row in arguments.only:
-        for result in measure(
-            row, pythons, arguments.pairs, arguments.steps, arguments.cores
-        ):
-            OUTPUT.write(result, arguments.cores)
-            if "refused" in result:
-                print(f"no ratio to {result['over']}: {'; '.join(result['refused'])}")
-            else:
-                print(
-                    f"{row}: {result['figure']}, ours / {result['over']}: "
-                    f"{result['median']} (must: {result['must']})"
-                )
+        measure(row, pythons, arguments, write)
 
 
 if __name__ == "__main__":
