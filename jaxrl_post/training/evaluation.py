@@ -73,6 +73,7 @@ class Evaluator:
         self._tokenizer, self._pool, self._mesh = tokenizer, pool, mesh
         self._seed = config.run.seed
         self._blocks: dict[str, _Block] = {}
+        samplers: dict[tuple, Sampler] = {}
         for name, block in config.evaluation.items():
             slots = config.sampling.slots or _SLOTS
             task = tasks[name]
@@ -87,6 +88,9 @@ class Evaluator:
             sampler = open_sampler(
                 policy, tokenizer, block, block.max_prompt_length, slots=slots
             )
+            # Blocks that differ in nothing but temperature share compiled programs.
+            alike = (block.max_new_tokens, block.top_k, block.top_p, block.min_p)
+            sampler = samplers.setdefault(alike, sampler)
             width = fit_width(encoded.contexts.shape[1], block.max_prompt_length)
             self._blocks[name] = _Block(
                 config=block,
@@ -108,9 +112,15 @@ class Evaluator:
 
     def _run(self, block: _Block, params, key) -> Mapping[str, float]:
         samples, prompts = block.config.samples, block.prompts
+        temperature = 0.0 if block.config.greedy else block.config.temperature
         with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
             rollouts = block.sampler.generate(
-                params, block.contexts, block.mask, group_size=samples, key=key
+                params,
+                block.contexts,
+                block.mask,
+                group_size=samples,
+                key=key,
+                temperature=temperature,
             )
         repeated = prompts.take(np.repeat(np.arange(len(prompts)), samples).tolist())
         _, verdicts = read_and_judge(
