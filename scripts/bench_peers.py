@@ -78,6 +78,13 @@ ROWS = {
         "smollm2-135m", "grpo", "digits", *(2, 4, 32), must={"trl": 0.65}
     ),
 }
+WORDING = {
+    "reprompt": "{prompt}{demonstration}\nsolve it:",
+    "demonstration": "\nworked solution:\n{demonstration}",
+}
+"""Of what the teacher is shown, the same for all."""
+LONGEST = 176
+"""Tokens of that; none is cut, see `shortened`."""
 RECIPES: dict[str, dict[str, Any]] = {
     "grpo": {"name": "grpo"},
     # What TRL's SDPO does when it is told nothing else.
@@ -86,7 +93,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "support": "sampled",
         "alpha": 1.0,
         "truncated_importance": None,
-        "max_length": 256,
+        "max_length": LONGEST,
+        "templates": WORDING,
     },
 }
 EXACT = ("parameters", "prompt_tokens", "lengths", "sequences", "optimizer_steps")
@@ -95,6 +103,7 @@ NEAR = {  # absolute and relative
     "first_loss": (0.02, 0.0),
     "first_entropy": (0.0, 0.02),
     "distilled": (0.15, 0.0),
+    "shortened": (0.0, 0.0),
 }
 """Losses of unlike random samples agree within what these vary."""
 
@@ -161,6 +170,7 @@ def prepare(setting: Setting, folder: Path, steps: int, cores: list[int]) -> dic
         "steps": steps,
         "threads": len(cores),
         "learning_rate": LEARNING_RATE,
+        "wording": WORDING,
         "probe_loss": float(losses.mean()),
     }
 
@@ -215,6 +225,7 @@ def read_run(run: Path, work: Mapping[str, Any]) -> dict[str, Any]:
             "first_loss": rows[0]["loss"],
             "first_entropy": rows[0]["entropy"],
             "distilled": rows[0].get("teacher/reprompted"),
+            "shortened": max(row.get("teacher/shortened", 0) for row in rows),
         },
     }
 

@@ -38,8 +38,8 @@ from bench_work import RESULTS, ROOT, about_run, append
 MODEL = "qwen2-5m"
 RECIPES: dict[str, dict[str, Any]] = {
     "grpo": {"name": "grpo"},
-    "sdpo": {"name": "sdpo", "max_length": 256},
-    "pgpo": {"name": "pgpo", "sensitivity": 1.0, "max_length": 256},
+    "sdpo": {"name": "sdpo", "max_length": bench_peers.LONGEST},
+    "pgpo": {"name": "pgpo", "sensitivity": 1.0, "max_length": bench_peers.LONGEST},
 }
 SETTING = bench_peers.ROWS["sdpo"]
 
