@@ -151,19 +151,22 @@ class Evaluator:
 def open_tasks(config: Config) -> dict[str, Task]:
     """The task of each evaluation block, by the block's name.
 
+    Blocks that ask the same questions share one: making a task may take seconds.
+
     Raises:
       InputError: a block names a task or an option that does not exist, or data that
         cannot be read.
     """
-    return {
-        name: open_task(
-            block.task or config.task.name,
-            block.split,
-            block.options,
-            f"evaluation.{name}",
-        )
-        for name, block in config.evaluation.items()
-    }
+    opened: list[tuple[tuple, Task]] = []
+    tasks = {}
+    for name, block in config.evaluation.items():
+        what = (block.task or config.task.name, block.split, block.options)
+        task = next((task for known, task in opened if known == what), None)
+        if task is None:
+            task = open_task(*what, f"evaluation.{name}")
+            opened.append((what, task))
+        tasks[name] = task
+    return tasks
 
 
 def evaluate_run(config: Config, run_dir: Path | None = None) -> dict[str, float]:

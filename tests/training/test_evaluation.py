@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from jaxrl_post.isolation import JudgePool
-from jaxrl_post.training.evaluation import Evaluator
+from jaxrl_post.training.evaluation import Evaluator, open_tasks
 from jaxrl_post.training.setup import open_model
 
 EVENT = "/jax/core/compile/backend_compile_duration"
@@ -30,7 +30,7 @@ def measured(config):
 
 
 def test_a_further_temperature_costs_no_program_and_is_a_temperature(tiny_config):
-    rows = {"rows": 4, "samples": 1, "split": "test"}
+    rows = {"rows": 4, "samples": 16, "max_new_tokens": 40, "split": "test"}
     blocks = {"warm": rows, "greedy": {**rows, "greedy": True}}
     measured(tiny_config(evaluation=blocks))  # single operations compile but once
     alone, programs = measured(tiny_config(evaluation=blocks))
@@ -44,3 +44,10 @@ def test_a_further_temperature_costs_no_program_and_is_a_temperature(tiny_config
     )
     assert cold == greedy
     assert together["eval/warm/length"] != greedy["length"]
+
+
+def test_blocks_with_the_same_questions_share_a_task(tiny_config):
+    rows = {"rows": 4, "split": "test"}
+    blocks = {"a": rows, "b": {**rows, "greedy": True}, "c": {"rows": 4}}
+    opened = open_tasks(tiny_config(evaluation=blocks))
+    assert opened["a"] is opened["b"] is not opened["c"]
