@@ -31,8 +31,8 @@ def test_readme_has_snippets():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_snippets(page, tmp_path, monkeypatch):
     """Those of a page run in order, in one folder; `# name.py` on top saves a file.
-    Sessions (`>>>`) of a page share their names."""
-    names: dict = {}
+    Those of a page share their names."""
+    names: dict = {"__name__": "__main__"}
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     for snippet in snippets(page):
@@ -41,7 +41,7 @@ def test_snippets(page, tmp_path, monkeypatch):
         elif ">>>" in snippet:
             run_doctest(snippet, names)
         else:
-            exec(compile(snippet, "snippet", "exec"), {"__name__": "__main__"})
+            exec(compile(snippet, "snippet", "exec"), names)
 
 
 def run_doctest(snippet, names):

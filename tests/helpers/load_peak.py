@@ -20,32 +20,37 @@ def memory(name: str) -> int:
     return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(name))
 
 
-model, sizes, *processes = sys.argv[1:]
-if processes:
-    rank, count, address = processes
-    jax.config.update("jax_num_cpu_devices", 1)
-    jax.distributed.initialize(address, int(count), int(rank))
-else:
-    jax.config.update("jax_num_cpu_devices", 8)
+def main(model: str, sizes: str, *processes: str) -> None:
+    if processes:
+        rank, count, address = processes
+        jax.config.update("jax_num_cpu_devices", 1)
+        jax.distributed.initialize(address, int(count), int(rank))
+    else:
+        jax.config.update("jax_num_cpu_devices", 8)
 
-from jaxrl_post import models  # noqa: E402  (after the devices are set)
-from jaxrl_post.sharding import make_mesh  # noqa: E402
+    # After the devices are set.
+    from jaxrl_post import models
+    from jaxrl_post.sharding import make_mesh
 
-mesh = make_mesh(*json.loads(sizes))
-models.load("science_base", mesh)  # what is imported and started once
-base = memory("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-_, params, _ = models.load(model, mesh)
-peak = memory("VmHWM")
-leaves = jax.tree.leaves(params)
-parts = [shard.data for x in leaves for shard in x.addressable_shards]
-print(
-    json.dumps(
-        {
-            "base": base,
-            "peak": peak,
-            "held": sum(part.nbytes for part in parts),
-            "leaf": max(x.nbytes for x in leaves),
-        }
+    mesh = make_mesh(*json.loads(sizes))
+    models.load("science_base", mesh)  # what is imported and started once
+    base = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    _, params, _ = models.load(model, mesh)
+    peak = memory("VmHWM")
+    leaves = jax.tree.leaves(params)
+    parts = [shard.data for x in leaves for shard in x.addressable_shards]
+    print(
+        json.dumps(
+            {
+                "base": base,
+                "peak": peak,
+                "held": sum(part.nbytes for part in parts),
+                "leaf": max(x.nbytes for x in leaves),
+            }
+        )
     )
-)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

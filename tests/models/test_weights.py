@@ -232,7 +232,7 @@ def test_nothing_is_overwritten_unasked(llama, tmp_path):
     assert_same(models.load(path)[1], doubled)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").write_text("dear")
-    with pytest.raises(InputError, match="is no model; it is not overwritten"):
+    with pytest.raises(InputError, match="has no config.json; it is not overwritten"):
         models.save(policy, params, None, tmp_path / "notes", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes", "out"]
 

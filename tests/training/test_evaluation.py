@@ -30,7 +30,7 @@ def measured(config):
 
 
 def test_a_further_temperature_costs_no_program_and_is_a_temperature(tiny_config):
-    rows = {"rows": 4, "samples": 16, "max_new_tokens": 40, "split": "test"}
+    rows = {"rows": 4, "samples": 1, "max_new_tokens": 200, "split": "test"}
     blocks = {"warm": rows, "greedy": {**rows, "greedy": True}}
     measured(tiny_config(evaluation=blocks))  # single operations compile but once
     alone, programs = measured(tiny_config(evaluation=blocks))
@@ -47,7 +47,7 @@ def test_a_further_temperature_costs_no_program_and_is_a_temperature(tiny_config
 
 
 def test_blocks_with_the_same_questions_share_a_task(tiny_config):
-    rows = {"rows": 4, "split": "test"}
-    blocks = {"a": rows, "b": {**rows, "greedy": True}, "c": {"rows": 4}}
+    rows = {"rows": 4, "samples": 1, "split": "test"}
+    blocks = {"a": rows, "b": {**rows, "greedy": True}, "c": {**rows, "split": "train"}}
     opened = open_tasks(tiny_config(evaluation=blocks))
     assert opened["a"] is opened["b"] is not opened["c"]
