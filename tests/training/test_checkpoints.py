@@ -100,7 +100,7 @@ def largest(step):
     return max(step.rglob("d/*"), key=lambda path: path.stat().st_size)
 
 
-# What Orbax leaves of reads that fail complains when it is collected.
+@pytest.mark.usefixtures("orbax_fails")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, damage):

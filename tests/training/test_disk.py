@@ -28,6 +28,11 @@ from jaxrl_post.training.metrics import read_metrics
 from jaxrl_post.training.progress import Progress
 from jaxrl_post.training.run_folder import disk_errors
 
+pytestmark = [
+    pytest.mark.usefixtures("orbax_fails"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 OPTIONS = {
     "training": {"steps": 4, "group_size": 2, "checkpoint_every": 2},
     "evaluation": {},
@@ -125,7 +130,6 @@ def filling(disk, step):
 
 
 # At 2 the checkpoint has no room, at 3 the completions of step 4.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("step, saved", [(2, None), (3, 2)])
 def test_a_full_disk_is_one_error_and_the_run_goes_on_with_room(
