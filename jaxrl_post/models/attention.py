@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.models import kernels
 from jaxrl_post.models.chunked import MASKED, SAVED_NAME, chunked_attention, join
+from jaxrl_post.models.decode_attention import attend_one
 from jaxrl_post.sharding.mesh import BATCH_AXES, auto_axes
 from jaxrl_post.sharding.rules import RULES
 
@@ -48,6 +49,7 @@ class Visibility(struct.PyTreeNode):
       index: the prefix row of each sequence, see `models.cache.Prefix`.
       length: slot at which these tokens are written, or None without a cache.
       how: the program, one of `IMPLEMENTATIONS` but ``auto``.
+      ring: see `models.cache.Cache`; then T is 1 and `how` plain.
     """
 
     queries: jax.Array
@@ -57,6 +59,7 @@ class Visibility(struct.PyTreeNode):
     index: jax.Array | None = None
     length: jax.Array | None = None
     how: str = struct.field(pytree_node=False, default="plain")
+    ring: bool = struct.field(pytree_node=False, default=False)
 
 
 def check_implementation(name: str) -> None:
@@ -118,12 +121,15 @@ def attend(queries: jax.Array, cache: LayerCache, visibility: Visibility) -> jax
 
     Args:
       queries: ``[B, T, H, d]``.
-      cache: keys and values, own ``[B, Hkv, N, d]``, prefix ``[C, Hkv, S, d]``.
+      cache: keys and values, own ``[B, Hkv, N, d]``, prefix ``[C, Hkv, S, d]``; keys
+        of a ring as `models.cache.Cache` says.
       visibility: what each query sees, and how it is computed.
 
     Returns:
       ``[B, T, H, d]``. What padding gets is finite and means nothing.
     """
+    if visibility.ring:
+        return _attend_one(queries, cache, visibility)
     if visibility.how == "plain":
         return checkpoint_name(_plain(queries, cache, visibility), SAVED_NAME)
     if (index := visibility.index) is not None:
@@ -131,6 +137,19 @@ def attend(queries: jax.Array, cache: LayerCache, visibility: Visibility) -> jax
         visibility = visibility.replace(index=None)
     attention = _chunked if visibility.how == "chunked" else _kernel
     return _on_shards(attention, queries, cache, visibility)
+
+
+def _attend_one(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
+    """To a ring, with a single query."""
+    assert visibility.own is not None
+    prefix, index = None, visibility.index
+    keys, values = cache.prefix_keys, cache.prefix_values
+    if keys is not None and values is not None and visibility.prefix is not None:
+        if index is not None:
+            keys, values = keys[index], values[index]
+        prefix = (keys, values, visibility.prefix)
+    seen = visibility.own[:, 0]
+    return attend_one(queries[:, 0], cache.keys, cache.values, seen, prefix)[:, None]
 
 
 def _plain(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:

@@ -91,11 +91,13 @@ class Attention(nn.Module):
         if cache is None:
             cache = LayerCache(keys, values)
         else:
-            at = (0, 0, visibility.length, 0)
+            at = value_at = (0, 0, visibility.length, 0)
+            if visibility.ring:
+                keys, at = jnp.swapaxes(keys, 2, 3), (0, 0, 0, visibility.length)
             write = jax.lax.dynamic_update_slice
             cache = cache.replace(
                 keys=write(cache.keys, keys.astype(cache.keys.dtype), at),
-                values=write(cache.values, values.astype(cache.values.dtype), at),
+                values=write(cache.values, values.astype(cache.values.dtype), value_at),
             )
         out = attend(queries, cache, visibility)
         return Projection((c.hidden_size,), axes=2, name="o")(out), cache

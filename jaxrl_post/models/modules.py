@@ -149,12 +149,12 @@ def _visible(segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
 
 def _row(stored: Any) -> jax.Array:
     """``[B, N]`` int32 of what a cache stores of the one layer."""
-    return stored[0][:, 0, :, 0].astype(jnp.int32)
+    return stored[0].reshape(len(stored[0]), -1).astype(jnp.int32)
 
 
 def _like(stored: Any, row: jax.Array) -> Any:
     """The inverse of `_row`."""
-    layer = row[:, None, :, None].astype(jnp.float32)
+    layer = row.astype(jnp.float32).reshape(stored[0].shape)
     return (layer,) if isinstance(stored, tuple) else layer[None]
 
 

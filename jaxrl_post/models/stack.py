@@ -212,13 +212,14 @@ def _visibility(
         length = cache.length
         seen = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, length))
         cache = replace(cache, segment_ids=seen, length=length + time)
-    own = None
+    own, ring = None, cache is not None and cache.ring
     if how == "plain":
-        slots, query_slots = jnp.arange(seen.shape[1]), length + jnp.arange(time)
-        own = slots[None, None, :] <= query_slots[None, :, None]
-        own &= segment_ids[:, :, None] == seen[:, None, :]
+        own = segment_ids[:, :, None] == seen[:, None, :]
         own &= (segment_ids > 0)[:, :, None]
-    visibility = Visibility(segment_ids, seen, own, how=how)
+        if not ring:
+            slots, query_slots = jnp.arange(seen.shape[1]), length + jnp.arange(time)
+            own &= slots[None, None, :] <= query_slots[None, :, None]
+    visibility = Visibility(segment_ids, seen, own, how=how, ring=ring)
     if cache is None:
         return visibility, None
     visibility = visibility.replace(length=length)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_post.generation import Sampler
+from jaxrl_post.generation.plan import capacity_for
+from jaxrl_post.generation.slots import Queue
 from jaxrl_post.preflight.flops import ModelFlops
 from jaxrl_post.preflight.programs import Program, compile_program
 from jaxrl_post.preflight.shapes import Shapes, bytes_per_chip
@@ -19,8 +21,9 @@ from jaxrl_post.training.state import merge_params
 def compile_sampling(shapes: Shapes) -> Iterator[Program]:
     """Preparation, prefill, first tokens and decoding of a step's rollouts.
 
-    The cache has room for the longest responses. A program's operations are those of
-    one run of it, decoding's those of one token for each slot.
+    The cache has room for the longest responses; where it gets that room by growing,
+    that is a program too. A program's operations are those of one run of it,
+    decoding's those of one token for each slot.
     """
     config, mesh = shapes.config, shapes.mesh
     section, training = config.sampling, config.training
@@ -36,15 +39,25 @@ def compile_sampling(shapes: Shapes) -> Iterator[Program]:
     )
     params = merge_params(shapes.state.trainable, shapes.state.frozen)
     model = ModelFlops(shapes.sizes, params)
+    programs, width = sampler.programs, config.task.max_prompt_length
     with jax.set_mesh(mesh):
-        waves = list(sampler._waves(training.prompts_per_step, training.group_size))
-    groups, parts = waves[0]
-    rows, width = len(groups), config.task.max_prompt_length
+        plan = sampler.plan(training.prompts_per_step, width, training.group_size)
+        waves = list(plan.waves())
+    if plan.refilled is None:
+        rows, slots = len(waves[0][0]), waves[0][1][0].size
+        count = sum(len(parts) for _, parts in waves)
+        many, columns = plan.chunks(rows, rows)
+    else:
+        rows, slots = plan.resident(), plan.refilled
+        count = -(-plan.prompts * plan.group_size // slots)
+        many, columns = plan.chunks(rows, plan.prompts)
+    padded = width + -width % columns
     key = jax.eval_shape(lambda: jax.random.key(0))
     temperature = jax.ShapeDtypeStruct((), jnp.float32)
-    sequences = jax.ShapeDtypeStruct(parts[0].shape, jnp.int32)
-    slots = sequences.size
-    count = sum(len(parts) for _, parts in waves)
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    of_slots = jax.ShapeDtypeStruct((slots,), jnp.int32)
+    of_rows: Any = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    choice: dict[str, Any] = {"greedy": False, "grouped": plan.refilled is None}
     state = bytes_per_chip(shapes.state)
     of_params = bytes_per_chip(params)
 
@@ -54,60 +67,84 @@ def compile_sampling(shapes: Shapes) -> Iterator[Program]:
         )
 
     program, narrow = compiled(
-        "prepare", sampler._prepare, params, beside=state - of_params
+        "prepare", programs.prepare, params, beside=state - of_params
     )
     yield program
     if narrow is None:
         return
     of_narrow = bytes_per_chip(narrow)
+    tokens = [jax.ShapeDtypeStruct((many, padded), kind) for kind in (jnp.int32, bool)]
+    last = capacity_for(section.max_new_tokens, section.max_new_tokens)
+    under_way = 0
+    if rows != many:  # then there is one chip, and others are decoded meanwhile
+        of_slot = jax.eval_shape(lambda: shapes.policy.init_cache(1, last))
+        of_row = jax.eval_shape(lambda: shapes.policy.init_cache(1, padded))
+        under_way = slots * _whole_bytes(of_slot) + rows * _whole_bytes(of_row)
     program, contexts = compiled(
         "prefill",
-        sampler._prefill,
+        programs.prefill,
         params,
-        jax.ShapeDtypeStruct((rows, width), jnp.int32),
-        jax.ShapeDtypeStruct((rows, width), bool),
-        beside=state - of_params + of_narrow,
-        model=model.forward(rows, width),
-        times=len(waves),
+        *tokens,
+        static={"columns": columns},
+        beside=state - of_params + of_narrow + under_way,
+        model=model.forward(many, width),
+        times=-(-plan.prompts // many),
     )
     yield program
     if contexts is None:
         return
-    greedy: dict[str, Any] = {"greedy": False}
-    program, wave = compiled(
+    if rows != many:  # a prefill at a time becomes part of what is held
+        contexts = jax.tree.map(lambda x: _placed((rows, *x.shape[1:]), x), contexts)
+    begin = (narrow, contexts, of_slots, of_slots, number, key, temperature)
+    program, begun = compiled(
         "start",
-        sampler._start,
-        narrow,
-        contexts,
-        key,
-        sequences,
-        temperature,
+        programs.start,
+        *begin,
         beside=state,
-        static=greedy,
+        static={**choice, "capacity": last},
         model=2.0 * model.head * slots,
         times=count,
     )
     yield program
-    if wave is None:
+    if begun is None:
         return
+    whole = begun[0]
+    if (before := capacity_for(-(-last // 2), section.max_new_tokens)) < last:
+        with jax.set_mesh(mesh):
+            smaller = programs.start.trace(*begin, **choice, capacity=before)
+        smaller = jax.tree.map(
+            lambda x, y: _placed(x.shape, y), smaller.out_info[0], whole
+        )
+        program, _ = compiled(
+            "resize",
+            programs.resize,
+            smaller,
+            last,
+            beside=state + of_narrow + bytes_per_chip(contexts),
+            times=count,
+        )
+        yield program
     program, _ = compiled(
         "decode",
-        sampler._decode,
+        programs.decode,
         narrow,
-        contexts.prefix,
-        wave,
+        contexts,
+        whole,
+        Queue(of_rows, number, number),
+        key,
         temperature,
-        beside=state + bytes_per_chip((contexts.hidden, contexts.lengths)),
-        static=greedy,
+        beside=state,
+        static=choice,
         model=model.decode(slots, width + section.max_new_tokens),
         times=count * (section.max_new_tokens - 1),
     )
     yield program
 
 
-def kv_bytes(shapes: Shapes) -> int:
-    """Bytes of the keys and values of one sequence at its longest, over all chips."""
-    cache: chex.ArrayTree = jax.eval_shape(
-        lambda: shapes.policy.init_cache(1, shapes.config.sampling.max_new_tokens)
-    )
-    return sum(x.size * x.dtype.itemsize for x in (cache.keys, cache.values))
+def _placed(shape: tuple[int, ...], like: Any) -> jax.ShapeDtypeStruct:
+    """Of another shape, of the same dtype and placed in the same way."""
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=like.sharding)
+
+
+def _whole_bytes(tree: chex.ArrayTree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -83,13 +83,21 @@ def test_masks_end_at_stop_tokens(sampled):
     "settings",
     [
         # two waves, the second with a filler group; pad == eos
-        {"slots": 8, "steps_per_dispatch": 3, "pad_token": STOPS[0]},
+        {
+            "slots": 8,
+            "steps_per_dispatch": 3,
+            "pad_token": STOPS[0],
+            "continuous": False,
+        },
         # a group in two parts
-        {"slots": 3, "steps_per_dispatch": 1},
+        {"slots": 3, "steps_per_dispatch": 1, "continuous": False},
+        {"slots": 8, "steps_per_dispatch": 3},
+        # fewer contexts at a time than there are, and one column of them at a time
+        {"slots": 1, "steps_per_dispatch": 2, "prefill_tokens": 1},
     ],
     ids=str,
 )
-def test_waves_slots_and_dispatches_change_nothing(
+def test_slots_their_order_and_dispatches_change_nothing(
     policy, params, prompts, sampled, settings
 ):
     sampler = Sampler(
@@ -184,31 +192,46 @@ def test_a_program_each_for_prefill_and_decoding(policy, params, prompts):
                 group_size=G,
                 temperature=scale,
             )
-    # [2] alone is padded to one context, not to the two that fill the slots
-    assert traces == {(2, 6): 1, (8, 1): 1, (1, 6): 1, (4, 1): 1}
+    # [2] alone is padded to one context, and its group fills 4 slots; [0, 1] fill all,
+    # as groups; the others are refilled from 4 contexts, all there are or 2 at a time.
+    assert traces == {(4, 6): 1, (2, 6): 1, (1, 6): 1, (8, 1): 2, (4, 1): 1}
 
 
-def test_nothing_is_computed_twice_or_after_the_end(policy, params, prompts):
+def counted_runs(policy, **settings):
+    """A sampler, and how often it runs a forward pass of each length."""
     runs = Counter()
 
     def counted(params, tokens, *args):
-        program = "decode" if tokens.shape[1] == 1 else "prefill"
-        jax.debug.callback(lambda: runs.update([program]))
+        jax.debug.callback(lambda: runs.update([tokens.shape[1]]))
         return policy.hidden(params, tokens, *args)
 
-    sampler = Sampler(
-        dataclasses.replace(policy, hidden=counted),
-        max_new_tokens=40,
-        stop_tokens=tuple(range(0, 29, 2)),
-        slots=3,
-        steps_per_dispatch=4,
-    )
+    return Sampler(dataclasses.replace(policy, hidden=counted), **settings), runs
+
+
+def test_nothing_is_computed_twice_or_after_the_end(policy, params, prompts):
+    settings = {
+        "max_new_tokens": 40,
+        "stop_tokens": tuple(range(0, 29, 2)),
+        "slots": 8,
+        "steps_per_dispatch": 4,
+    }
+    sampler, runs = counted_runs(policy, **settings, continuous=False)
     got = sampler.generate(params, *prompts, key=KEY, group_size=G)
     jax.effects_barrier()
     assert got.stopped.all()
-    # two waves per prompt, each as long as its longest sequence
-    longest = got.lengths.reshape(6, 2).max(-1)
-    assert runs == {"prefill": 3, "decode": (longest - 1).sum()}
+    # two waves, each as long as its longest sequence
+    waves = got.lengths[:8].max(), got.lengths[8:].max()
+    assert runs == {6: 2, 1: sum(waves) - 2}
+
+    sampler, runs = counted_runs(policy, **settings)
+    got = sampler.generate(params, *prompts, key=KEY, group_size=G)
+    jax.effects_barrier()
+    # The next sequence begins in the step after the one that frees its slot; only the
+    # first ones have their first token without a step.
+    ends = sorted(got.lengths[:8] - 1)
+    for length in got.lengths[8:]:
+        ends = sorted([ends[0] + length, *ends[1:]])
+    assert runs == {6: 1, 1: max(ends)}
 
 
 def test_one_token(policy, params, prompts):
