@@ -45,11 +45,11 @@ def compile_sampling(shapes: Shapes) -> Iterator[Program]:
         waves = list(plan.waves())
     if plan.refilled is None:
         rows, slots = len(waves[0][0]), waves[0][1][0].size
-        count = sum(len(parts) for _, parts in waves)
+        count = starts = sum(len(parts) for _, parts in waves)
         many, columns = plan.chunks(rows, rows)
     else:
         rows, slots = plan.resident(), plan.refilled
-        count = -(-plan.prompts * plan.group_size // slots)
+        count, starts = -(-plan.prompts * plan.group_size // slots), 1
         many, columns = plan.chunks(rows, plan.prompts)
     padded = width + -width % columns
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -103,7 +103,7 @@ def compile_sampling(shapes: Shapes) -> Iterator[Program]:
         beside=state,
         static={**choice, "capacity": last},
         model=2.0 * model.head * slots,
-        times=count,
+        times=starts,
     )
     yield program
     if begun is None:
@@ -121,7 +121,7 @@ def compile_sampling(shapes: Shapes) -> Iterator[Program]:
             smaller,
             last,
             beside=state + of_narrow + bytes_per_chip(contexts),
-            times=count,
+            times=starts,
         )
         yield program
     program, _ = compiled(
