@@ -30,11 +30,6 @@ PLOT = ROOT / "docs" / "evidence" / "preflight_weak.svg"
 
 PGPO = "configs/pgpo_qwen3_8b_sciknoweval.yaml"
 HAPO = "configs/hapo_qwen25_math_7b_openr1.yaml"
-FULL = "model.remat=full"
-
-# A teacher context and a response: what the smallest part holds for each shard.
-_SDPO_TOKENS = 2048 + 8192 + 10240 + 8192
-_HAPO_TOKENS = 1024 + 8192
 
 
 @dataclass(frozen=True)
@@ -57,73 +52,29 @@ class Setting:
         ]
 
 
-def split(
-    tokens: int, chips: int, tensor: int, *more: str, groups: int
-) -> tuple[str, ...]:
-    """Overrides: the mesh, and one sequence at a time on each shard of the batch."""
-    shards = chips // tensor
-    assert groups % shards == 0, (groups, shards)
-    return (
-        f"mesh.fsdp={shards}",
-        f"mesh.tensor={tensor}",
-        f"training.micro_batch_tokens={tokens * shards}",
-        FULL,
-        *more,
-    )
-
-
-def sdpo(chips: int, tensor: int, *more: str) -> tuple[str, ...]:
-    """SDPO and PGPO have 32 groups in an update."""
-    return split(_SDPO_TOKENS, chips, tensor, *more, groups=32)
-
-
-def hapo(chips: int, tensor: int, *more: str) -> tuple[str, ...]:
-    """HAPO has 64."""
-    return split(_HAPO_TOKENS, chips, tensor, *more, groups=64)
-
-
 def settings() -> Iterator[Setting]:
-    """The papers' own, then larger models."""
-    few, fewer = "sampling.slots=64", "sampling.slots=32"
-    yield Setting("pgpo", PGPO, "v5p:4x4x4", sdpo(64, 2))
-    yield Setting("pgpo", PGPO, "h100:1x4", sdpo(4, 2, fewer))
-    yield Setting("pgpo", PGPO, "h100:1x8", sdpo(8, 2, few))
-    yield Setting("pgpo", PGPO, "v6e:8x8", sdpo(64, 4))
-    yield Setting("pgpo", PGPO, "v5e:8x8", sdpo(64, 8, fewer), margin=0.05)
-    yield Setting("hapo", HAPO, "v5p:4x4x4", hapo(64, 1))
-    yield Setting("hapo", HAPO, "h100:1x8", hapo(8, 1))
-    yield Setting("hapo", HAPO, "h100:1x4", hapo(4, 2, few))
-    yield Setting("hapo", HAPO, "v6e:8x8", hapo(64, 2))
-    yield Setting("hapo", HAPO, "v5e:8x8", hapo(64, 4), margin=0.05)
-    large = "model.path=Qwen/Qwen3-32B"
-    yield Setting("pgpo-32b", PGPO, "v5p:4x4x4", sdpo(64, 4, large, few))
+    """The papers' own, by their configs alone; then larger models."""
+    for name, config in (("pgpo", PGPO), ("hapo", HAPO)):
+        for topology in ("v5p:4x4x4", "h100:1x4", "h100:1x8", "v6e:8x8"):
+            yield Setting(name, config, topology)
+        yield Setting(name, config, "v5e:8x8", margin=0.05)
+    large = ("model.path=Qwen/Qwen3-32B", "mesh.tensor=4")
+    yield Setting("pgpo-32b", PGPO, "h100:2x8", (*large, "sampling.slots_per_shard=16"))
+    yield Setting("pgpo-32b", PGPO, "v5p:4x4x4", large)
+    # Eight key-value heads: no more than eight chips share a group.
+    huge = ("model.path=meta-llama/Llama-3.1-70B", "mesh.tensor=8")
     yield Setting(
-        *("pgpo-32b", PGPO, "h100:2x8"),
-        sdpo(16, 4, large, "sampling.slots=16"),
-    )
-    huge = ("model.path=meta-llama/Llama-3.1-70B", few)
-    groups = "training.prompts_per_step=64"
-    yield Setting(
-        *("pgpo-70b", PGPO, "v5p:8x8x8"),
-        split(_SDPO_TOKENS, 512, 8, *huge, groups, groups=64),
+        "pgpo-70b", PGPO, "v5p:8x8x8", (*huge, "training.prompts_per_step=64")
     )
 
 
 def weak_scaling() -> Iterator[Setting]:
-    """A group and one sequence at a time for each chip, whatever their number."""
+    """Two groups for each pair of chips, whatever their number: the config's mesh."""
     # GPUs, whose compiler takes a tenth of the time.
     topologies = {"h100:1x4": 4, "h100:2x8": 16, "h100:8x8": 64, "h100:32x8": 256}
     for topology, chips in topologies.items():
-        yield Setting(
-            "weak",
-            PGPO,
-            topology,
-            (
-                f"training.prompts_per_step={chips}",
-                f"sampling.slots={8 * chips}",
-                *split(_SDPO_TOKENS, chips, 1, groups=chips),
-            ),
-        )
+        groups = f"training.prompts_per_step={chips}"
+        yield Setting("weak", PGPO, topology, (groups,))
 
 
 def measure(setting: Setting) -> dict[str, object]:

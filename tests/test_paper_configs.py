@@ -116,10 +116,12 @@ OPEN = {
     "training.checkpoint_every": 20,
 }
 OPEN_FOR_THE_DEVICES = {
-    "training.micro_batch_tokens",
-    "sampling.slots",
+    "model.remat",
+    "training.micro_batch_tokens_per_shard",
+    "sampling.slots_per_shard",
     "mesh.data",
     "mesh.fsdp",
+    "mesh.tensor",
 }
 OPEN_IN_PGPO = {
     "recipe.max_multiplier": 2.0,
@@ -148,7 +150,7 @@ SCRIPT = {
     "optimizer.max_grad_norm": 1.0,
     "training.steps": 500,
     "training.updates_per_step": 2,  # mini-batches of 64 questions
-    "training.micro_batch_tokens": 262_144,  # 32768 on each of 8 devices
+    "training.micro_batch_tokens_per_shard": 32_768,
     "training.evaluate_every": 10,
     "training.checkpoint_every": 50,
     "sampling.max_new_tokens": 8192,
@@ -406,13 +408,13 @@ def test_ten_steps_of_warm_up_then_constant(name):
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_longest_sequences_fit(name):
-    """One on each of eight devices: a step must not fail when a response is long."""
+    """One on each shard: a step must not fail when a response is long."""
     config = _load(name)
     recipe, response = _recipe(config), config.sampling.max_new_tokens
     longest = config.task.max_prompt_length + response
     if recipe.reprompt is not None:
         longest += recipe.reprompt.max_length + response
-    assert config.training.micro_batch_tokens == 8 * longest
+    assert config.training.micro_batch_tokens_per_shard == longest
     assert config.training.prompts_per_step // config.training.updates_per_step % 8 == 0
 
 
@@ -489,10 +491,10 @@ def test_learning_rates_of_the_mixed(name):
 
 @pytest.mark.parametrize("name", MIXED)
 def test_longest_sequences_of_the_mixed_fit(name):
-    """One on each of eight devices, within the model's 16384 positions."""
+    """One on each shard, within the model's 16384 positions."""
     config = _load(name)
     longest = config.task.max_prompt_length + config.sampling.max_new_tokens
-    assert config.training.micro_batch_tokens >= 8 * longest
+    assert config.training.micro_batch_tokens_per_shard >= longest
     assert longest <= 16_384
     assert config.training.prompts_per_step // config.training.updates_per_step == 64
 

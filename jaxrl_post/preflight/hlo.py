@@ -101,6 +101,9 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
 def widest_logits(text: str, vocabulary: set[int], width: set[int]) -> int:
     """The most tokens that any array with a dimension of the vocabulary has.
 
+    Collectives' arrays are among them. Of two dimensions, a vocabulary and a width, it
+    is the unembedding or its gradient, whole or a part.
+
     Args:
       text: of the compiled program.
       vocabulary: sizes of that dimension, whole and as split.
@@ -115,7 +118,7 @@ def widest_logits(text: str, vocabulary: set[int], width: set[int]) -> int:
         for size in vocabulary.intersection(dims):
             others = list(dims)
             others.remove(size)
-            if not width.intersection(others):
+            if not (len(dims) == 2 and width.issuperset(others)):
                 most = max(most, math.prod(others))
     return most
 

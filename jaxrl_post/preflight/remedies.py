@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from jaxrl_post.preflight.shapes import Shapes
 from jaxrl_post.sharding import batch_shards
 from jaxrl_post.training.accumulation import smallest_part
+from jaxrl_post.training.setup import micro_batch_bound, slots_bound
 
 TRAINING = frozenset({"update", "score"})
 
@@ -26,12 +28,12 @@ def remedies(shapes: Shapes, failing: frozenset[str]) -> Iterator[dict[str, obje
     trains, samples = failing & TRAINING, failing - TRAINING
     if trains:
         least = smallest_part(shapes.batch, mesh)
-        bound = config.training.micro_batch_tokens
+        bound = micro_batch_bound(config.training, mesh)
         if bound is None or bound > least:
             yield {"training.micro_batch_tokens": least}
     if samples:
         shards = batch_shards(mesh)
-        slots = config.sampling.slots
+        slots = slots_bound(config.sampling, mesh)
         whole = config.training.prompts_per_step * config.training.group_size
         slots = min(slots or whole, whole)
         for part in (slots // 2, slots // 4):
@@ -54,13 +56,20 @@ def remedies(shapes: Shapes, failing: frozenset[str]) -> Iterator[dict[str, obje
             yield {"training.offload": offloaded}
 
 
-def first_micro_batch(shapes: Shapes) -> int | None:
-    """The least bound on micro-batches, where the config's is below it; else None."""
-    bound = shapes.config.training.micro_batch_tokens
-    if bound is None:
-        return None
+def first_micro_batch(shapes: Shapes) -> dict[str, int]:
+    """The least bounds on micro-batches, in place of the config's that are below."""
+    training, shards = shapes.config.training, batch_shards(shapes.mesh)
     least = smallest_part(shapes.batch, shapes.mesh)
-    return least if bound < least else None
+    bounds = {
+        "micro_batch_tokens": least,
+        "micro_batch_tokens_per_shard": math.ceil(least / shards),
+    }
+    set_to = {name: getattr(training, name) for name in bounds}
+    return {
+        f"training.{name}": least
+        for name, least in bounds.items()
+        if set_to[name] is not None and set_to[name] < least
+    }
 
 
 def splits(devices: int) -> Iterator[dict[str, object]]:

@@ -15,6 +15,7 @@ from jaxrl_post.generation.slots import Queue
 from jaxrl_post.preflight.flops import ModelFlops
 from jaxrl_post.preflight.programs import Program, compile_program
 from jaxrl_post.preflight.shapes import Shapes, bytes_per_chip
+from jaxrl_post.training.setup import slots_bound
 from jaxrl_post.training.state import merge_params
 
 
@@ -30,7 +31,7 @@ def compile_sampling(shapes: Shapes) -> Iterator[Program]:
     sampler = Sampler(
         shapes.policy,
         max_new_tokens=section.max_new_tokens,
-        slots=section.slots,
+        slots=slots_bound(section, mesh),
         temperature=section.temperature,
         top_k=section.top_k,
         top_p=section.top_p,

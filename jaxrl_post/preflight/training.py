@@ -8,6 +8,7 @@ from typing import Any
 from jaxrl_post.preflight.flops import ModelFlops
 from jaxrl_post.preflight.programs import Program, compile_program
 from jaxrl_post.preflight.shapes import Shapes, bytes_per_chip
+from jaxrl_post.training.setup import micro_batch_bound
 from jaxrl_post.training.state import merge_params
 from jaxrl_post.training.update import make_score_step, make_update_step
 
@@ -25,7 +26,7 @@ def compile_training(shapes: Shapes) -> Iterator[Program]:
     state = shapes.state.replace(gate=None)  # the host's
     options: dict[str, Any] = {
         "mesh": shapes.mesh,
-        "micro_batch_tokens": training.micro_batch_tokens,
+        "micro_batch_tokens": micro_batch_bound(training, shapes.mesh),
         "chunk_size": training.chunk_size,
         "temperature": config.sampling.temperature,
     }

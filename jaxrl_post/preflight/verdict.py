@@ -95,13 +95,13 @@ def check(
         if found is None:
             raise
         shapes, overrides = found
-    if (least := first_micro_batch(shapes)) is not None:
-        bound = shapes.config.training.micro_batch_tokens
+    if bounds := first_micro_batch(shapes):
+        name, least = next(iter(bounds.items()))
         problem = problem or (
-            f"training.micro_batch_tokens={bound} is below the {least} tokens of the "
-            "smallest part, one sequence for each shard"
+            f"{name} is below the {least} tokens of the smallest part, one sequence "
+            "for each shard"
         )
-        overrides = {**overrides, "training.micro_batch_tokens": least}
+        overrides = {**overrides, **bounds}
         shapes = shapes_of(overrides)
 
     attempt = _Attempt(overrides, shapes, limit)

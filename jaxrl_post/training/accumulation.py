@@ -74,7 +74,8 @@ def count_parts(batch: Batch, bound: int | None, mesh: jax.sharding.Mesh | None)
     shards = _shards(mesh)
     raise InputError(
         f"training.micro_batch_tokens={bound} is below the {least} tokens of the "
-        f"smallest part ({shards} sequence(s), context and padding included); raise it."
+        f"smallest part ({shards} sequence(s), context and padding included); raise it"
+        f", or training.micro_batch_tokens_per_shard to {math.ceil(least / shards)}."
     )
 
 

@@ -195,8 +195,10 @@ class TrainingConfig:
       updates_per_step: equal parts that a step's groups are split into, one optimizer
         update for each.
       micro_batch_tokens: bound on the tokens (contexts and responses, padding
-        included) of one forward and backward pass; null: a whole update at once. Holds
-        at least one sequence of the greatest length.
+        included) of one forward and backward pass, over all devices; null: a whole
+        update at once. Holds at least one sequence of the greatest length.
+      micro_batch_tokens_per_shard: the same for each of the data x fsdp shards of a
+        batch, so that it suits any number of devices; where both are set, both hold.
       chunk_size: tokens whose logits exist at one time; null: chosen for the memory.
       offload: parts of the state that lie in the host's memory between their uses, of
         ``teacher``, ``reference`` and ``optimizer``; slower, for memory on the device.
@@ -221,6 +223,7 @@ class TrainingConfig:
     group_size: int = number(8, at_least=1)
     updates_per_step: int = number(1, at_least=1)
     micro_batch_tokens: int | None = number(None, at_least=1)
+    micro_batch_tokens_per_shard: int | None = number(None, at_least=1)
     chunk_size: int | None = number(None, at_least=1)
     offload: tuple[Offloaded, ...] = ()
     max_skipped_updates: int = number(10, at_least=1)
@@ -243,7 +246,10 @@ class SamplingConfig:
       top_p: keep the likeliest tokens that together reach this probability.
       min_p: keep tokens at least this share as likely as the likeliest.
       max_new_tokens: per completion; a completion that reaches it counts as truncated.
-      slots: completions decoded at the same time; null: all of a step.
+      slots: completions decoded at the same time, over all devices; null: all of a
+        step.
+      slots_per_shard: the same for each of the data x fsdp shards of a batch; where
+        both are set, both hold.
       stop: texts that end a completion, besides the tokenizer's end tokens.
       allow_truncated_sampling: permits top_k, top_p and min_p here, although the loss
         is that of the untruncated policy.
@@ -255,6 +261,7 @@ class SamplingConfig:
     min_p: float | None = number(None, above=0, at_most=1)
     max_new_tokens: int = number(256, at_least=1)
     slots: int | None = number(None, at_least=1)
+    slots_per_shard: int | None = number(None, at_least=1)
     stop: tuple[str, ...] = ()
     allow_truncated_sampling: bool = False
 

@@ -38,12 +38,12 @@ def problems_of(config: Config) -> list[str]:
             "bfloat16, or model.attention=auto"
         )
     longest = config.task.max_prompt_length + sampling.max_new_tokens
-    if (bound := training.micro_batch_tokens) is not None and bound < longest:
-        problems.append(
-            f"training.micro_batch_tokens={bound}: must be at least {longest}, the "
-            "tokens of the longest sequence (task.max_prompt_length + "
-            "sampling.max_new_tokens)"
-        )
+    problems += [
+        f"training.{name}={bound}: must be at least {longest}, the tokens of the "
+        "longest sequence (task.max_prompt_length + sampling.max_new_tokens)"
+        for name in ("micro_batch_tokens", "micro_batch_tokens_per_shard")
+        if (bound := getattr(training, name)) is not None and bound < longest
+    ]
     if (lora := config.model.lora) is not None and not lora.targets:
         problems.append("model.lora.targets=[]: name a module, or '*' for all")
     if config.run.dir is not None and not config.run.dir.isprintable():

@@ -18,13 +18,19 @@ from jaxrl_post.models.policy import Policy
 from jaxrl_post.tasks import Task
 from jaxrl_post.training.config import Config, EvaluationConfig
 from jaxrl_post.training.judging import read_and_judge
-from jaxrl_post.training.setup import open_mesh, open_model, open_sampler, open_task
+from jaxrl_post.training.setup import (
+    open_mesh,
+    open_model,
+    open_sampler,
+    open_task,
+    slots_bound,
+)
 from jaxrl_post.training.statistics import evaluation_metrics
 from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Prompts
 
 _SLOTS = 512
-"""Answers decoded at a time, where `sampling.slots` does not say."""
+"""Answers decoded at a time, where the section `sampling` does not say."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,8 @@ class Evaluator:
         self._seed = config.run.seed
         self._blocks: dict[str, _Block] = {}
         samplers: dict[tuple, Sampler] = {}
+        slots = slots_bound(config.sampling, mesh) or _SLOTS
         for name, block in config.evaluation.items():
-            slots = config.sampling.slots or _SLOTS
             task = tasks[name]
             encoded = encode_prompts(
                 tokenizer,

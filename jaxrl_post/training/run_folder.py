@@ -39,6 +39,7 @@ _MAY_CHANGE = (
     "run.grace_seconds",
     "training.steps",
     "training.micro_batch_tokens",
+    "training.micro_batch_tokens_per_shard",
     "training.chunk_size",
     "training.evaluate_every",
     "training.teacher_samples",
@@ -48,6 +49,7 @@ _MAY_CHANGE = (
     "training.keep_best",
     "training.max_skipped_updates",
     "sampling.slots",
+    "sampling.slots_per_shard",
     "evaluation",
     "mesh",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jaxrl_post.generation import Sampler, stop_token_ids
 from jaxrl_post.models.attention import check_platform
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.sharding import RULES, batch_shards, make_mesh
-from jaxrl_post.training.config import Config
+from jaxrl_post.training.config import Config, SamplingConfig, TrainingConfig
 
 
 def open_mesh(
@@ -55,9 +56,36 @@ def open_mesh(
             f"training.prompts_per_step={training.prompts_per_step} gives {groups} "
             f"groups to an update; {shards} shards (mesh.data x mesh.fsdp) cannot "
             "share them evenly: make it a multiple of "
-            f"{shards * training.updates_per_step}."
+            f"{shards * training.updates_per_step}, or set mesh.tensor="
+            f"{mesh.size // math.gcd(groups, shards)}, whose devices share a group."
         )
     return mesh
+
+
+def over_all_shards(
+    whole: int | None, each: int | None, mesh: jax.sharding.Mesh | None
+) -> int | None:
+    """The tighter of a bound over all devices and one for each shard of the batch.
+
+    >>> over_all_shards(100, 30, mesh=None), over_all_shards(None, None, mesh=None)
+    (30, None)
+    """
+    if each is not None:
+        each *= 1 if mesh is None else batch_shards(mesh)
+    return min((x for x in (whole, each) if x is not None), default=None)
+
+
+def micro_batch_bound(
+    training: TrainingConfig, mesh: jax.sharding.Mesh | None
+) -> int | None:
+    """Tokens of one pass over all devices, by both of the config's bounds."""
+    each = training.micro_batch_tokens_per_shard
+    return over_all_shards(training.micro_batch_tokens, each, mesh)
+
+
+def slots_bound(sampling: SamplingConfig, mesh: jax.sharding.Mesh | None) -> int | None:
+    """Completions decoded at a time over all devices, by both bounds."""
+    return over_all_shards(sampling.slots, sampling.slots_per_shard, mesh)
 
 
 def open_model(
@@ -137,7 +165,6 @@ def open_sampler(
     greedy = getattr(section, "greedy", False)
     arguments = {
         "max_new_tokens": section.max_new_tokens,
-        "slots": getattr(section, "slots", None),
         "temperature": 0.0 if greedy else section.temperature,
         "top_k": section.top_k,
         "top_p": section.top_p,

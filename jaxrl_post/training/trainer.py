@@ -24,7 +24,7 @@ from jaxrl_post.training.metrics import replace_text
 from jaxrl_post.training.optimizer import make_optimizer, make_schedule
 from jaxrl_post.training.replay import Replay
 from jaxrl_post.training.rollout import Collector, Moment
-from jaxrl_post.training.setup import open_sampler
+from jaxrl_post.training.setup import micro_batch_bound, open_sampler, slots_bound
 from jaxrl_post.training.stages import Stage
 from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.training.teacher_accuracy import teacher_accuracy, teacher_params
@@ -53,7 +53,11 @@ class Trainer:
         self.pool, self.mesh, self.dir = pool, mesh, run_dir
         config, recipe, training = stage.config, stage.recipe, stage.config.training
         self.sampler = sampler = open_sampler(
-            self.policy, self.tokenizer, config.sampling, config.task.max_prompt_length
+            self.policy,
+            self.tokenizer,
+            config.sampling,
+            config.task.max_prompt_length,
+            slots=slots_bound(config.sampling, mesh),
         )
         self.store = None
         if recipe.demonstrations:
@@ -84,7 +88,7 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, updates, recipe.information)
         options: dict[str, Any] = {
             "mesh": self.mesh,
-            "micro_batch_tokens": training.micro_batch_tokens,
+            "micro_batch_tokens": micro_batch_bound(training, mesh),
             "chunk_size": training.chunk_size,
             "temperature": config.sampling.temperature,
         }

@@ -75,4 +75,6 @@ def test_asynchronous_collectives_count_once_and_by_their_results(line, found):
 
 
 def test_the_unembedding_is_no_logits():
-    assert widest_logits("bf16[96,32] f32[7,96] f32[3,3,48]", {96, 48}, {32}) == 9
+    text = "bf16[96,32] f32[7,96] f32[3,3,48]"
+    assert widest_logits(text, {96, 48}, {32}) == 9
+    assert widest_logits(f"{text} f32[2,32,48]", {96, 48}, {32}) == 64

@@ -123,18 +123,28 @@ def test_too_few_groups_for_all_devices(table, config, topology):
     report = module.check(config, topology)
     assert report["verdict"] == "does not fit" and report["programs"] == {}
     assert "share them evenly" in report["problem"]
+    assert "or set mesh.tensor=2" in report["problem"]
     if sizes.num_kv_heads % 2 == 0:
         assert "mesh.tensor=2" in report["remedy"]["overrides"]
 
 
-def test_the_least_micro_batch_of_a_larger_mesh(table, topology):
+@pytest.mark.parametrize("key", ["micro_batch_tokens", "micro_batch_tokens_per_shard"])
+def test_the_least_micro_batch_of_a_larger_mesh(table, topology, key):
+    """The student's tokens alone are fewer than those of a pass with the teacher."""
     table()
     config = load_config(
-        QUICKSTART, ["training.prompts_per_step=8", "training.micro_batch_tokens=80"]
+        QUICKSTART, ["training.prompts_per_step=8", f"training.{key}=80"]
     )
     report = module.check(config, topology)
     assert "smallest part" in report["problem"]
     assert report["remedy"]["fits"]
+    (override,) = report["remedy"]["overrides"]
+    name, _, least = override.partition("=")
+    assert name == f"training.{key}"
+    changed = load_config(
+        QUICKSTART, ["training.prompts_per_step=8", f"training.{key}={int(least) - 1}"]
+    )
+    assert "smallest part" in module.check(changed, topology)["problem"]
 
 
 @pytest.mark.parametrize(

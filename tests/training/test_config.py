@@ -132,6 +132,7 @@ def test_free_sections_keep_every_key(path):
         ("evaluation.a/b.rows=1", "evaluation.'a/b': a block's name"),
         ("model={}", "model.path: missing"),
         ("training.micro_batch_tokens=99", "must be at least 1056, the tokens of the"),
+        ("training.micro_batch_tokens_per_shard=99", "must be at least 1056, the"),
         ("training.keep_best=eval/sience/avg@16", "block 'sience'; did you mean 'sc"),
         ("task.levls=[1]", "task.levls=[1]: no such key; did you mean 'levels'?"),
         ("task.max_promt_length=9", "did you mean 'max_prompt_length'?"),

@@ -39,11 +39,19 @@ def compiled_by_runs(monkeypatch):
     return programs
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [None, 180])
+@pytest.mark.parametrize(
+    ("training_section", "logits_rows"),
+    [
+        ({}, 12),  # all of a shard's tokens: two responses of 6
+        ({"micro_batch_tokens_per_shard": 22, "chunk_size": 5}, 5),
+    ],
+)
 def test_bytes_equal_those_of_the_real_run(
-    mesh_config, compiled_by_runs, micro_batch_tokens
+    mesh_config, compiled_by_runs, training_section, logits_rows
 ):
-    config = mesh_config(training={"micro_batch_tokens": micro_batch_tokens})
+    """And no array, nor what devices exchange, has the logits of more tokens at once
+    than a chunk has."""
+    config = mesh_config(training=training_section)
     training.run(config)
     real = compiled_by_runs[0].memory_analysis()
     topology = preflight.open_topology("cpu:8")
@@ -54,3 +62,4 @@ def test_bytes_equal_those_of_the_real_run(
     assert update.bytes["outputs"] == real.output_size_in_bytes
     assert update.bytes["aliases"] == real.alias_size_in_bytes
     assert update.bytes["temp"] == real.temp_size_in_bytes
+    assert update.logits_rows == logits_rows

@@ -6,7 +6,12 @@ import jax
 import pytest
 
 from jaxrl_post.errors import InputError
-from jaxrl_post.training.setup import open_mesh, open_model
+from jaxrl_post.training.setup import (
+    micro_batch_bound,
+    open_mesh,
+    open_model,
+    slots_bound,
+)
 
 
 def test_rules_of_the_config_lay_out_the_model(tiny_config):
@@ -28,3 +33,22 @@ def test_rules_of_the_config_lay_out_the_model(tiny_config):
     assert attention["k"]["kernel"].addressable_shards[0].data.shape == (2, 4, 1, 8)
     assert attention["q"]["kernel"].addressable_shards[0].data.shape == (2, 4, 1, 8)
     assert jax.tree.leaves(params)[0].sharding.mesh.size == 8
+
+
+def test_bounds_over_all_devices_and_for_each_shard_both_hold(tiny_config):
+    """`tensor` shares a shard's sequences: it adds none."""
+    config = tiny_config(
+        mesh={"data": 2, "fsdp": 2, "tensor": 2},
+        training={"micro_batch_tokens": 100, "micro_batch_tokens_per_shard": 30},
+        sampling={"slots_per_shard": 3},
+    )
+    mesh = open_mesh(config)
+    assert micro_batch_bound(config.training, mesh) == 100
+    assert micro_batch_bound(config.training, None) == 30
+    assert slots_bound(config.sampling, mesh) == 12
+
+
+def test_groups_that_do_not_divide_by_the_shards_name_the_remedies(tiny_config):
+    config = tiny_config(mesh={"data": 1, "fsdp": -1})
+    with pytest.raises(InputError, match=r"multiple of 8, or set mesh\.tensor=2"):
+        open_mesh(config)
