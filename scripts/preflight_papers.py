@@ -6,6 +6,7 @@ Nothing but compilers is needed, ``pip install 'jaxrl_post[tpu]'`` and
   python scripts/preflight_papers.py                    # all
   python scripts/preflight_papers.py --only v5p,h100    # topologies that begin so
   python scripts/preflight_papers.py --only weak        # weak scaling
+  python scripts/preflight_papers.py --part sampling    # the sampler's programs alone
   python scripts/preflight_papers.py --plot             # draws what is there
 
 A row of docs/evidence/preflight.jsonl holds the command, the time that it took and
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ PLOT = ROOT / "docs" / "evidence" / "preflight_weak.svg"
 
 PGPO = "configs/pgpo_qwen3_8b_sciknoweval.yaml"
 HAPO = "configs/hapo_qwen25_math_7b_openr1.yaml"
+PARTS = ("training", "sampling")
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,14 @@ class Setting:
     topology: str
     overrides: tuple[str, ...] = ()
     margin: float = 0.15
+    parts: tuple[str, ...] = PARTS
 
-    @property
-    def command(self) -> list[str]:
-        """Arguments of the `jaxrl-post` command."""
+    def command(self, part: str) -> list[str]:
+        """Arguments of the `jaxrl-post` command, for the programs of a part."""
         return [
             *("preflight", self.config, *self.overrides),
             *("--topology", self.topology, "--margin", str(self.margin)),
-            *("--tries", "0", "--json"),
+            *("--only", part, "--tries", "0", "--json"),
         ]
 
 
@@ -57,10 +60,12 @@ def settings() -> Iterator[Setting]:
     for name, config in (("pgpo", PGPO), ("hapo", HAPO)):
         for topology in ("v5p:4x4x4", "h100:1x4", "h100:1x8", "v6e:8x8"):
             yield Setting(name, config, topology)
-        yield Setting(name, config, "v5e:8x8", margin=0.05)
+    yield Setting("pgpo", PGPO, "v5e:8x8", margin=0.05)
+    one = "training.micro_batch_tokens_per_shard=9216"  # sequence at a time
+    yield Setting("hapo", HAPO, "v5e:8x8", (one,), margin=0.05)
     large = ("model.path=Qwen/Qwen3-32B", "mesh.tensor=4")
-    yield Setting("pgpo-32b", PGPO, "h100:2x8", (*large, "sampling.slots_per_shard=16"))
-    yield Setting("pgpo-32b", PGPO, "v5p:4x4x4", large)
+    for topology in ("h100:2x8", "v5p:4x4x4"):
+        yield Setting("pgpo-32b", PGPO, topology, large)
     # Eight key-value heads: no more than eight chips share a group.
     huge = ("model.path=meta-llama/Llama-3.1-70B", "mesh.tensor=8")
     yield Setting(
@@ -77,9 +82,27 @@ def weak_scaling() -> Iterator[Setting]:
         yield Setting("weak", PGPO, topology, (groups,))
 
 
-def measure(setting: Setting) -> dict[str, object]:
+def choices() -> Iterator[Setting]:
+    """What else four GPUs could share a sequence by, and two sequences at a time."""
+    two = "training.micro_batch_tokens_per_shard=57344"
+    for overrides in (
+        (),
+        ("mesh.tensor=2",),
+        ("mesh.tensor=4",),
+        (two,),
+        ("mesh.tensor=2", two),
+    ):
+        yield Setting("choice", PGPO, "h100:1x4", overrides, parts=("training",))
+
+
+def everything() -> list[Setting]:
+    """Whatever this script compiles."""
+    return [*settings(), *choices(), *weak_scaling()]
+
+
+def measure(setting: Setting, part: str) -> dict[str, object]:
     """Runs the command; what it prints, with how it was called."""
-    command = [sys.executable, "-m", "jaxrl_post.cli", *setting.command]
+    command = [sys.executable, "-m", "jaxrl_post.cli", *setting.command(part)]
     start = time.perf_counter()
     done = subprocess.run(
         command,
@@ -92,18 +115,23 @@ def measure(setting: Setting) -> dict[str, object]:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
     return {
         "setting": setting.name,
-        "command": " ".join(["jaxrl-post", *setting.command]),
+        "part": part,
+        "command": _shown(setting, part),
         "seconds": round(time.perf_counter() - start, 1),
         **json.loads(done.stdout),
     }
 
 
 def record(row: dict[str, object]) -> None:
-    """Puts the row in the place of an earlier one of the same name and topology."""
-    rows = read()
-    key = ("setting", "topology")
-    rows = [r for r in rows if any(r[k] != row[k] for k in key)]
-    EVIDENCE.write_text("".join(json.dumps(r) + "\n" for r in [*rows, row]))
+    """Puts the row in the place of an earlier one; drops those of no setting."""
+    found = {(r["setting"], r["command"]): r for r in [*read(), row]}
+    keys = [(s.name, _shown(s, part)) for s in everything() for part in s.parts]
+    rows = [found[key] for key in keys if key in found]
+    EVIDENCE.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def _shown(setting: Setting, part: str) -> str:
+    return " ".join(["jaxrl-post", *setting.command(part)])
 
 
 def read() -> list[dict]:
@@ -113,66 +141,158 @@ def read() -> list[dict]:
     return [json.loads(line) for line in EVIDENCE.read_text().splitlines()]
 
 
+def joined(rows: list[dict]) -> list[dict]:
+    """A row for each setting of which there is a part."""
+    found = {(row["setting"], row["command"]): row for row in rows}
+    keys = [[(s.name, _shown(s, part)) for part in s.parts] for s in everything()]
+    parts = [[found[key] for key in of_one if key in found] for of_one in keys]
+    return [_join(of_one) for of_one in parts if of_one]
+
+
+def _join(parts: list[dict]) -> dict:
+    verdicts = {part["verdict"] for part in parts}
+    steps = [part["step"] for part in parts]
+    whole = {row["part"] for row in parts} == set(PARTS)
+    seconds = sum(s["seconds"] for s in steps) if whole and all(steps) else None
+    return {
+        **parts[0],
+        "parts": {part["part"]: part["programs"] for part in parts},
+        "verdict": verdicts.pop() if len(verdicts) == 1 else "does not fit",
+        "seconds": seconds,
+    }
+
+
 def table(rows: list[dict]) -> str:
     """A line for each setting, in Markdown; nothing before there is one."""
     if not rows:
         return ""
     lines = [
         "| setting | topology | fsdp x tensor | verdict, margin | update, GiB a chip "
-        "| prefill | decode | of the chip | FLOPs, x model | a step, at least |",
+        "| sampling | of the chip | FLOPs, x model | collectives of an update "
+        "| a step, at least |",
         "|" + "---|" * 10,
     ]
-    for row in rows:
-        programs, chip, mesh = row["programs"], row["chip"], row["mesh"]
-
-        def gib(name, programs=programs):
-            peak = programs.get(name, {}).get("bytes", {}).get("peak")
-            return "?" if peak is None else f"{peak / 2**30:.1f}"
-
-        peaks = [p["bytes"].get("peak", 0) for p in programs.values()]
-        ratio = programs["update"]["flops"].get("ratio")
-        step = row["step"] and row["step"]["seconds"]
+    for row in joined(rows):
+        if row["setting"] in ("choice", "weak"):
+            continue
+        chip, mesh = row["chip"], row["mesh"]
+        peaks = {name: _peak(programs) for name, programs in row["parts"].items()}
+        update = row["parts"].get("training", {}).get("update", {})
+        ratio = update.get("flops", {}).get("ratio")
+        sent = _sent(update) if update.get("flops") else None
         cells = (
             *(row["setting"], f"`{row['topology']}`"),
             f"{mesh['fsdp']} x {mesh['tensor']}",
             f"{row['verdict']}, {chip['margin']:.0%}",
-            *(gib("update"), gib("prefill"), gib("decode")),
-            f"{max(peaks) / chip['memory']:.0%}",
-            "?" if ratio is None else f"{ratio:.2f}",
-            "?" if not step else f"{step:.0f} s",
+            *(_gib(peaks.get(part)) for part in PARTS),
+            f"{max(filter(None, peaks.values())) / chip['memory']:.0%}",
+            "" if ratio is None else f"{ratio:.2f}",
+            _gib(sent, 0),
+            "" if row["seconds"] is None else f"{row['seconds']:.0f} s",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def choice_table(rows: list[dict]) -> str:
+    """A line for each way to share four GPUs: GiB of one chip."""
+    rows = [row for row in joined(rows) if row["setting"] == "choice"]
+
+    def cells(row, update):
+        bound = re.search(r"per_shard=(\d+)", row["command"])
+        share = update["bytes"]["peak"] / row["chip"]["memory"]
+        ratio = update["flops"]["ratio"]
+        return {
+            "at a time": "two sequences" if bound else "one sequence",
+            "temp": _gib(update["bytes"]["temp"]),
+            "of the chip": f"{share:.0%}",
+            "FLOPs, x model": f"{ratio:.2f}",
+        }
+
+    return _update_table(rows, cells)
+
+
+def weak_table(rows: list[dict]) -> str:
+    """A line for each number of chips: GiB of one chip."""
+    rows = [row for row in joined(rows) if row["setting"] == "weak"]
+
+    def cells(row, update):
+        return {
+            "chips": str(row["chips"]),
+            "state": _gib(sum(row["resident"].values()), 2),
+            "update, temp": _gib(update["bytes"]["temp"]),
+            "sampling, peak": _gib(_peak(row["parts"].get("sampling", {}))),
+        }
+
+    return _update_table(rows, cells)
+
+
+def _update_table(rows: list[dict], cells) -> str:
+    """The mesh, cells of each row and its update, and the update's collectives."""
+    kinds, lines = _kinds(rows), []
+    for row in rows:
+        update, mesh = row["parts"]["training"]["update"], row["mesh"]
+        columns = {
+            "fsdp x tensor": f"{mesh['fsdp']} x {mesh['tensor']}",
+            **cells(row, update),
+            **{kind: _gib(_bytes(update, kind), 0) for kind in kinds},
+        }
+        if not lines:
+            lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        lines.append(f"| {' | '.join(columns.values())} |")
+    return "\n".join(lines)
+
+
+def _bytes(program: dict, kind: str) -> int:
+    return program["collectives"].get(kind, {}).get("bytes", 0)
+
+
+def _gib(size: float | None, digits: int = 1) -> str:
+    return "" if size is None else f"{size / 2**30:,.{digits}f}"
+
+
+def _peak(programs: dict) -> float | None:
+    """Of the program that needs most; None where there is none that says it."""
+    peaks = [program["bytes"].get("peak", 0) for program in programs.values()]
+    return max(peaks, default=None)
+
+
+def _sent(program: dict) -> int:
+    return sum(kind["bytes"] for kind in program["collectives"].values())
+
+
+def _kinds(rows: list[dict]) -> list[str]:
+    found = [row["parts"]["training"]["update"]["collectives"] for row in rows]
+    return sorted({kind for kinds in found for kind in kinds})
 
 
 def plot() -> None:
     """Bytes of a chip and of its collectives over the number of chips."""
     import matplotlib.pyplot as plt
 
-    rows = [row for row in read() if row["setting"] == "weak"]
-    rows.sort(key=lambda row: row["chips"])
+    rows = [row for row in joined(read()) if row["setting"] == "weak"]
     chips = [row["chips"] for row in rows]
     figure, (memory, sent) = plt.subplots(1, 2, figsize=(9, 3.5))
     lines: dict[str, list[float]] = {}
     for row in rows:
-        update = row["programs"]["update"]
+        update = row["parts"]["training"]["update"]
         parts = {
             "update: peak": update["bytes"]["peak"],
             "update: temp": update["bytes"]["temp"],
-            "decode: peak": row["programs"]["decode"]["bytes"]["peak"],
+            "sampling: peak": _peak(row["parts"].get("sampling", {})),
             **row["resident"],
         }
         for name, size in parts.items():
-            lines.setdefault(name, []).append(size / 2**30)
+            lines.setdefault(name, []).append(float("nan") if size is None else size)
     for name, sizes in lines.items():
-        memory.plot(chips, sizes, "o-", label=name)
-    kinds = sorted({k for r in rows for k in r["programs"]["update"]["collectives"]})
-    for kind in kinds:
-        found = [r["programs"]["update"]["collectives"].get(kind, {}) for r in rows]
-        sent.plot(chips, [x.get("bytes", 0) / 2**30 for x in found], "o-", label=kind)
+        memory.plot(chips, [size / 2**30 for size in sizes], "o-", label=name)
+    for kind in _kinds(rows):
+        sizes = [_bytes(row["parts"]["training"]["update"], kind) for row in rows]
+        sent.plot(chips, [size / 2**30 for size in sizes], "o-", label=kind)
     for axes, title in ((memory, "GiB a chip"), (sent, "GiB of collectives, update")):
-        axes.set(xscale="log", xlabel="chips", title=title, xticks=chips)
-        axes.set_xticklabels(map(str, chips))
+        axes.set(xscale="log", xlabel="chips", title=title)
+        axes.set_xticks(chips, map(str, chips))
+        axes.set_xticks([], minor=True)
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7)
     figure.tight_layout()
@@ -183,17 +303,21 @@ def main() -> None:
     """Compiles what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="settings or topologies, by comma")
+    parser.add_argument("--part", choices=PARTS, help="of the programs; else both")
     parser.add_argument("--plot", action="store_true", help="only draw")
     arguments = parser.parse_args()
     if not arguments.plot:
         wanted = tuple(arguments.only.split(","))
-        for setting in (*settings(), *weak_scaling()):
+        for setting in everything():
             names = (f"{setting.name}@{setting.topology}", setting.topology)
             if any(name.startswith(wanted) for name in names):
-                row = measure(setting)
-                record(row)
-                print(setting.name, setting.topology, row["verdict"], flush=True)
-    if any(row["setting"] == "weak" for row in read()):
+                for part in setting.parts:
+                    if arguments.part not in (None, part):
+                        continue
+                    row = measure(setting, part)
+                    record(row)
+                    print(*names[:1], part, row["verdict"], flush=True)
+    if weak_table(read()):
         plot()
 
 

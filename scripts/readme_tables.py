@@ -51,7 +51,9 @@ def main() -> None:
         "docs/sdpo.md": {"distillation": study_table("distillation")},
         "docs/hapo.md": {"mixed": study_table("mixed")},
         "docs/preflight.md": {
-            "preflight": preflight_papers.table(preflight_papers.read())
+            "preflight": preflight_papers.table(preflight_papers.read()),
+            "preflight-choice": preflight_papers.choice_table(preflight_papers.read()),
+            "preflight-weak": preflight_papers.weak_table(preflight_papers.read()),
         },
         "docs/devices.md": {
             "meshes": mesh_table.table(mesh_table.read()),

@@ -294,7 +294,6 @@ RICH = {
         "optimizer.warmup_updates": 0,
         "training.steps": 90,  # 80 to 90
         "training.updates_per_step": 32,
-        "mesh.tensor": -1,
         "evaluation.code.split": "test",
         "evaluation.code.samples": 4,
         "evaluation.code.temperature": 0.6,

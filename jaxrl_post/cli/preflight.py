@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="changes to try where it does not fit; 0: none (default: 8)",
     )
     parser.add_argument(
+        "--only",
+        choices=("training", "sampling"),
+        help="compile, and judge, the programs of updates or of the sampler alone",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
     )
 
@@ -70,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         topology,
         margin=arguments.margin,
         max_tries=arguments.tries,
+        only=arguments.only,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     if arguments.json:

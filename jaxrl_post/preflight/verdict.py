@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from jaxrl_post.errors import InputError, one_line
 from jaxrl_post.preflight.bound import lower_bound
@@ -28,6 +28,7 @@ class _Attempt:
     overrides: dict[str, Any]
     shapes: Shapes
     limit: float
+    only: str | None = None
     programs: dict[str, Program] = field(default_factory=dict)
 
     @property
@@ -51,6 +52,7 @@ def check(
     *,
     margin: float = 0.05,
     max_tries: int = 8,
+    only: Literal["training", "sampling"] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compiles a config's programs for a topology and judges whether they fit.
@@ -60,6 +62,7 @@ def check(
       topology: of the devices it is to run on.
       margin: share of a chip's memory that must stay free.
       max_tries: remedies that are tried where it does not fit.
+      only: leave the programs of updates, or of the sampler, out.
       say: gets a line on what is being done.
 
     Returns:
@@ -104,7 +107,7 @@ def check(
         overrides = {**overrides, **bounds}
         shapes = shapes_of(overrides)
 
-    attempt = _Attempt(overrides, shapes, limit)
+    attempt = _Attempt(overrides, shapes, limit, only)
     _compile(attempt, {}, say)
     first, tried = attempt, list[dict[str, Any]]()
     while attempt.failing:
@@ -154,7 +157,8 @@ def _next(
         tried.append(overrides)
         say(f"does not fit: {', '.join(sorted(attempt.failing))}; trying {change}")
         try:
-            after = _Attempt(overrides, shapes_of(overrides), attempt.limit)
+            shapes = shapes_of(overrides)
+            after = _Attempt(overrides, shapes, attempt.limit, attempt.only)
             _compile(after, _unchanged(attempt, change), say)
         except InputError as error:
             say(f"not possible: {one_line(error)}")
@@ -169,14 +173,14 @@ def _compile(
 ) -> None:
     """Compiles what is not kept; stops at what is certain not to fit."""
     attempt.programs.update(kept)
-    for part, names in (
-        (compile_training, TRAINING),
-        (compile_sampling, {"decode"}),
+    for part, compile_part, names in (
+        ("training", compile_training, TRAINING),
+        ("sampling", compile_sampling, {"decode"}),
     ):
-        if names & kept.keys():
+        if names & kept.keys() or attempt.only not in (None, part):
             continue
-        say(f"compiling {part.__name__.removeprefix('compile_')}")
-        for program in part(attempt.shapes):
+        say(f"compiling {part}")
+        for program in compile_part(attempt.shapes):
             attempt.programs[program.name] = program
             peak = program.bytes.get("peak")
             size = "more than there is" if peak is None else f"{peak / 2**30:.2f} GiB"

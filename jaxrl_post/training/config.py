@@ -268,7 +268,10 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; -1, for at most one of them: the rest.
+    """Devices along each axis of the mesh; -1, for one of them: the rest.
+
+    `fsdp` and `tensor` may both be -1: `fsdp` then takes as many of the rest as an
+    update's groups divide by, `tensor` what is left.
 
     Attributes:
       data: copies of the model, each with its own prompts.

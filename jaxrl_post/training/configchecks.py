@@ -57,9 +57,12 @@ def problems_of(config: Config) -> list[str]:
         for axis, size in sizes.items()
         if size == 0
     ]
-    if list(sizes.values()).count(-1) > 1:
-        rest_of = [f"mesh.{axis}=-1" for axis, size in sizes.items() if size == -1]
-        problems.append(f"{' and '.join(rest_of)}: only one axis can be the rest")
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    if len(rest) > 1 and rest != ["fsdp", "tensor"]:
+        given = " and ".join(f"mesh.{axis}=-1" for axis in rest)
+        problems.append(
+            f"{given}: only one axis can be the rest, or fsdp and tensor together"
+        )
     for name, axes in mesh.rules.items():
         for axis in axes if isinstance(axes, list) else [axes]:
             if axis is not None and axis not in [*sizes]:

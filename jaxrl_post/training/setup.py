@@ -42,22 +42,27 @@ def open_mesh(
     one = sizes == {1} or (jax.device_count() == 1 and sizes <= {1, -1})
     if one and devices is None and jax.process_count() == 1:
         return None
+    training = config.training
+    groups = training.prompts_per_step // training.updates_per_step
+    fsdp = section.fsdp
+    if fsdp == section.tensor == -1:
+        count = jax.device_count() if devices is None else len(devices)
+        fsdp = math.gcd(groups // section.data, count // section.data)
     mesh = make_mesh(
         section.data,
-        section.fsdp,
+        fsdp,
         section.tensor,
         devices,
         fast_within=section.fast_within,
     )
-    training, shards = config.training, batch_shards(mesh)
-    groups = training.prompts_per_step // training.updates_per_step
+    shards = batch_shards(mesh)
     if trains and groups % shards:
         raise InputError(
             f"training.prompts_per_step={training.prompts_per_step} gives {groups} "
             f"groups to an update; {shards} shards (mesh.data x mesh.fsdp) cannot "
             "share them evenly: make it a multiple of "
-            f"{shards * training.updates_per_step}, or set mesh.tensor="
-            f"{mesh.size // math.gcd(groups, shards)}, whose devices share a group."
+            f"{shards * training.updates_per_step}, or set mesh.data=1 mesh.fsdp=-1 "
+            "mesh.tensor=-1, which lets several devices share a group."
         )
     return mesh
 

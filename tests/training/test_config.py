@@ -126,6 +126,7 @@ def test_free_sections_keep_every_key(path):
         ("sampling.stop=END", "sampling.stop='END': expected a list, each item text"),
         ("sampling.stop=[1]", "sampling.stop.0=1: expected text"),
         ("mesh.fsdp=-1", "mesh.data=-1 and mesh.fsdp=-1: only one axis"),
+        ("mesh.tensor=-1", "mesh.data=-1 and mesh.tensor=-1: only one axis"),
         ("mesh.tensor=0", "mesh.tensor=0: must be a number of devices"),
         ("mesh=8", "mesh=8: expected a section of keys"),
         ("evaluation.science.greedy=true", "evaluation.science.samples=16: greedy"),

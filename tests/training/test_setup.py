@@ -48,7 +48,22 @@ def test_bounds_over_all_devices_and_for_each_shard_both_hold(tiny_config):
     assert slots_bound(config.sampling, mesh) == 12
 
 
+@pytest.mark.parametrize(
+    ("groups", "data", "shape"),
+    [(4, 1, (1, 4, 2)), (16, 1, (1, 8, 1)), (4, 2, (2, 2, 2)), (1, 1, (1, 1, 8))],
+)
+def test_fsdp_takes_what_groups_divide_by_and_tensor_the_rest(
+    tiny_config, groups, data, shape
+):
+    config = tiny_config(
+        mesh={"data": data, "fsdp": -1, "tensor": -1},
+        training={"prompts_per_step": groups},
+    )
+    mesh = open_mesh(config)
+    assert tuple(mesh.shape.values()) == shape
+
+
 def test_groups_that_do_not_divide_by_the_shards_name_the_remedies(tiny_config):
     config = tiny_config(mesh={"data": 1, "fsdp": -1})
-    with pytest.raises(InputError, match=r"multiple of 8, or set mesh\.tensor=2"):
+    with pytest.raises(InputError, match="multiple of 8, or set mesh.data=1 mesh.fsdp"):
         open_mesh(config)
