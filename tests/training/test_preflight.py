@@ -43,7 +43,7 @@ def compiled_by_runs(monkeypatch):
     ("training_section", "logits_rows"),
     [
         ({}, 12),  # all of a shard's tokens: two responses of 6
-        ({"micro_batch_tokens_per_shard": 22, "chunk_size": 5}, 5),
+        ({"micro_batch_tokens_per_shard": 22, "chunk_size": 3}, 3),
     ],
 )
 def test_bytes_equal_those_of_the_real_run(
