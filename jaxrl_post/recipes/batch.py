@@ -104,12 +104,23 @@ def each_token(batch: Batch) -> tuple[Batch, Callable[[Batch], Batch]]:
     return jax.tree.map(spread, rows), sequences
 
 
-def split_batch(batch: Batch, parts: int) -> Batch:
+def keeps_groups(batch: Batch, parts: int, shards: int = 1) -> bool:
+    """Whether a batch can be cut into parts that give each shard whole groups."""
+    groups = batch.contexts.shape[0]
+    return batch.context_index is None and groups % (parts * shards) == 0
+
+
+def split_batch(batch: Batch, parts: int, shards: int = 1) -> Batch:
     """Cuts a batch into equal parts: every leaf gets a leading axis `parts`.
 
     Part ``m`` takes every `parts`-th group, so that a batch sharded by rows stays
-    where it is. Where `parts` does not divide the groups they are cut, and each
-    sequence carries a context row of its own.
+    where it is. Where there is no whole group of each part for each shard, groups are
+    cut, and each sequence carries a context row of its own.
+
+    Args:
+      batch: what to cut.
+      parts: how many.
+      shards: devices, or groups of them, that share each part's rows.
 
     Raises:
       ValueError: where `parts` does not divide B.
@@ -117,7 +128,7 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     size, groups = batch.size, batch.contexts.shape[0]
     if size % parts:
         raise ValueError(f"{size} sequences cannot be cut into {parts} equal parts.")
-    whole = batch.context_index is None and groups % parts == 0
+    whole = keeps_groups(batch, parts, shards)
     if not whole:
         batch = _spread(batch, "contexts", "context_mask", "context_index")
     if batch.teacher_contexts is not None and not (

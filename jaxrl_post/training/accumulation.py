@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_post.errors import InputError
-from jaxrl_post.recipes.batch import Batch, split_batch
+from jaxrl_post.recipes.batch import Batch, keeps_groups, split_batch
 from jaxrl_post.sharding import BATCH_AXES
 
 
@@ -53,7 +53,7 @@ def accumulate(
     def body(total, part):
         return jax.tree.map(jnp.add, total, wide(part)), None
 
-    cut = split_batch(batch, parts)
+    cut = split_batch(batch, parts, shards_of(mesh))
     shapes = jax.eval_shape(wide, jax.tree.map(lambda x: x[0], cut))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(body, zeros, cut)[0]
@@ -71,7 +71,7 @@ def count_parts(batch: Batch, bound: int | None, mesh: jax.sharding.Mesh | None)
         if tokens <= bound:
             return parts
     least = smallest_part(batch, mesh)
-    shards = _shards(mesh)
+    shards = shards_of(mesh)
     raise InputError(
         f"training.micro_batch_tokens={bound} is below the {least} tokens of the "
         f"smallest part ({shards} sequence(s), context and padding included); raise it"
@@ -86,7 +86,7 @@ def smallest_part(batch: Batch, mesh: jax.sharding.Mesh | None) -> int:
 
 def _cuts(batch: Batch, mesh: jax.sharding.Mesh | None) -> Iterator[tuple[int, float]]:
     """The numbers of equal parts that there can be, and the tokens of each part."""
-    size, groups, shards = batch.size, batch.contexts.shape[0], _shards(mesh)
+    size, shards = batch.size, shards_of(mesh)
     responses = batch.responses.size
     shared = batch.contexts.size
     spread = size * batch.contexts.shape[1]
@@ -97,9 +97,10 @@ def _cuts(batch: Batch, mesh: jax.sharding.Mesh | None) -> Iterator[tuple[int, f
     for parts in range(1, size + 1):
         if size % parts or (size // parts) % shards:
             continue
-        whole = batch.context_index is None and groups % parts == 0
+        whole = keeps_groups(batch, parts, shards)
         yield parts, (responses + (shared if whole else spread)) / parts
 
 
-def _shards(mesh: jax.sharding.Mesh | None) -> int:
+def shards_of(mesh: jax.sharding.Mesh | None) -> int:
+    """Parts of a batch that lie on devices of their own; one without a mesh."""
     return 1 if mesh is None else math.prod(mesh.shape[a] for a in BATCH_AXES)

@@ -18,7 +18,12 @@ from jaxrl_post.recipes.batch import Batch, split_batch
 from jaxrl_post.recipes.grpo import sampled_logps
 from jaxrl_post.recipes.recipe import Recipe, Term
 from jaxrl_post.sharding import batch_shards, shard_batch
-from jaxrl_post.training.accumulation import accumulate, count_parts, sanitise
+from jaxrl_post.training.accumulation import (
+    accumulate,
+    count_parts,
+    sanitise,
+    shards_of,
+)
 from jaxrl_post.training.forward import compute_loss, compute_scores
 from jaxrl_post.training.loss import (
     Metrics,
@@ -201,7 +206,8 @@ def make_score_step(
         if parts == 1:
             return score_part(batch)
         rows = jnp.arange(batch.size)
-        cut = split_batch(batch.replace(extras={"row": rows}), parts)
+        numbered = batch.replace(extras={"row": rows})
+        cut = split_batch(numbered, parts, shards_of(mesh))
         logps = jax.lax.map(score_part, cut)
         order = cut.extras["row"].reshape(-1)
         return (

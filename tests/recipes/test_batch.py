@@ -50,6 +50,14 @@ def test_whole_groups_keep_shared_contexts():
     assert split_batch(make_batch(), 8).contexts.shape == (8, 1, 1)
 
 
+def test_no_part_of_a_group_stays_on_a_shard_without_its_context():
+    """Four groups in two parts on two shards: one for each; on four they are cut."""
+    assert split_batch(make_batch(), 2, shards=2).contexts.shape == (2, 2, 1)
+    cut = split_batch(make_batch(), 2, shards=4)
+    assert cut.contexts.shape == (2, 4, 1)
+    assert [context_of(cut, 1, row) for row in range(4)] == [0, 1, 2, 3]
+
+
 def test_index_decides_the_context():
     index = np.array([3, 1, 0, 0, 2, 2, 1, 3], np.int32)
     cut = split_batch(make_batch(context_index=index), 4)
