@@ -116,7 +116,7 @@ def measure(setting: Setting, part: str) -> dict[str, object]:
     return {
         "setting": setting.name,
         "part": part,
-        "command": _shown(setting, part),
+        "command": shown(setting, part),
         "seconds": round(time.perf_counter() - start, 1),
         **json.loads(done.stdout),
     }
@@ -125,12 +125,13 @@ def measure(setting: Setting, part: str) -> dict[str, object]:
 def record(row: dict[str, object]) -> None:
     """Puts the row in the place of an earlier one; drops those of no setting."""
     found = {(r["setting"], r["command"]): r for r in [*read(), row]}
-    keys = [(s.name, _shown(s, part)) for s in everything() for part in s.parts]
+    keys = [(s.name, shown(s, part)) for s in everything() for part in s.parts]
     rows = [found[key] for key in keys if key in found]
     EVIDENCE.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
-def _shown(setting: Setting, part: str) -> str:
+def shown(setting: Setting, part: str) -> str:
+    """The command as a user types it."""
     return " ".join(["jaxrl-post", *setting.command(part)])
 
 
@@ -144,7 +145,7 @@ def read() -> list[dict]:
 def joined(rows: list[dict]) -> list[dict]:
     """A row for each setting of which there is a part."""
     found = {(row["setting"], row["command"]): row for row in rows}
-    keys = [[(s.name, _shown(s, part)) for part in s.parts] for s in everything()]
+    keys = [[(s.name, shown(s, part)) for part in s.parts] for s in everything()]
     parts = [[found[key] for key in of_one if key in found] for of_one in keys]
     return [_join(of_one) for of_one in parts if of_one]
 
