@@ -5,9 +5,10 @@
 
 The command ``jaxrl-post train`` runs a small config in one process. Then it runs in
 several, on loopback; when the second checkpoint is there, one process is killed with
-SIGKILL. All must have ended within 90 s, say which one was lost, and return 1. Then the
-same folder is resumed by another number of processes on another mesh, and the finished
-run is compared with that of one process: completions, rewards, losses, gradients.
+SIGKILL, or halted by SIGSTOP, as one is whose host is frozen. All others must have
+ended within 90 s, say which one was lost, and return 1. Then the same folder is resumed
+by another number of processes on another mesh, and the finished run is compared with
+that of one process: completions, rewards, losses, gradients.
 
 With ``--science`` it is instead the quickstart's training in two processes, whose
 accuracy is put beside those of one process with other seeds (quickstart.jsonl).
@@ -84,11 +85,19 @@ MESH = ("data", "fsdp", "tensor")
 ONE = Layout(1, 1, data=1)
 
 CASES = (
-    # (begun by, process that is killed, resumed by)
-    (Layout(2, 1, data=2), 1, Layout(4, 1, data=2, fsdp=2)),
-    (Layout(4, 1, data=1, fsdp=2, tensor=2), 0, Layout(2, 2, data=2, fsdp=1, tensor=2)),
-    (Layout(2, 2, data=2, fsdp=2), 0, ONE),
+    # (begun by, process that is lost, how, resumed by)
+    (Layout(2, 1, data=2), 1, "SIGKILL", Layout(4, 1, data=2, fsdp=2)),
+    (
+        Layout(4, 1, data=1, fsdp=2, tensor=2),
+        0,
+        "SIGKILL",
+        Layout(2, 2, data=2, fsdp=1, tensor=2),
+    ),
+    (Layout(2, 2, data=2, fsdp=2), 0, "SIGKILL", ONE),
+    (Layout(2, 1, data=2), 1, "SIGSTOP", ONE),
 )
+
+Case = tuple[Layout, int, str, Layout]
 
 
 @dataclass
@@ -98,7 +107,7 @@ class Ended:
     Attributes:
       codes: exit code of each.
       output: what each wrote.
-      seconds: from the kill, or the start, to the end of the last.
+      seconds: from the signal, or the start, to the end of the last that is not halted.
     """
 
     codes: list[int | None]
@@ -172,12 +181,21 @@ def train(
                     time.sleep(0.02)
                 os.kill(working(children[kill].pid), signum)
             start = time.monotonic()
-            codes = [_wait(c, start + within - time.monotonic()) for c in children]
+            codes: list[int | None] = [None] * len(children)
+            halted = kill if signum == signal.SIGSTOP else None
+            for index in sorted(range(len(children)), key=lambda i: i == halted):
+                if index == halted:
+                    seconds = time.monotonic() - start
+                    os.kill(working(children[index].pid), signal.SIGKILL)
+                left = start + within - time.monotonic()
+                codes[index] = _wait(children[index], left)
+            if halted is None:
+                seconds = time.monotonic() - start
         finally:
             for child in children:
                 child.kill()
         output = [file.read_text(errors="replace") for file in files]
-    return Ended(codes, output, time.monotonic() - start)
+    return Ended(codes, output, seconds)
 
 
 def working(pid: int) -> int:
@@ -236,7 +254,7 @@ def kill_and_resume(
     folder: Path,
     arguments: Sequence[str],
     single: Path,
-    case: tuple[Layout, int, Layout],
+    case: Case,
     environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """One row of the table.
@@ -248,14 +266,15 @@ def kill_and_resume(
       case: of `CASES`.
       environment: further variables.
     """
-    begun, victim, resumed = case
-    run = folder / f"{begun.processes}-processes-of-{begun.devices}"
+    begun, victim, how, resumed = case
+    run = folder / f"{begun.processes}-processes-of-{begun.devices}-{how}"
     told = [*arguments, f"run.dir={run}"]
     lost = train(
         begun,
         [*told, *begun.overrides()],
         kill=victim,
         when=run / "checkpoints" / "2",
+        signum=signal.Signals[how],
         within=ALL_ENDED_WITHIN,
         environment=environment,
     )
@@ -266,7 +285,8 @@ def kill_and_resume(
     row = {
         "study": "processes",
         "begun": str(begun),
-        "killed": victim,
+        "lost": victim,
+        "signal": how,
         "codes": lost.codes,
         "seconds_to_end": round(lost.seconds, 1),
         "cause_told": all(cause in lost.output[i] for i in survivors),
@@ -334,7 +354,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(row["good"] for row in rows) else 1
 
 
-def _table(folder: Path, cases: Sequence[tuple[Layout, int, Layout]]):
+def _table(folder: Path, cases: Sequence[Case]):
     compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -135,7 +135,7 @@ def test_four_processes_lose_the_first_and_two_go_on(table, tiny, single, tmp_pa
     begun = table.Layout(4, 1, data=1, fsdp=4)
     resumed = table.Layout(2, 2, data=2, fsdp=2)
     row = table.kill_and_resume(
-        tmp_path, [str(tiny)], single, (begun, 0, resumed), ENVIRONMENT
+        tmp_path, [str(tiny)], single, (begun, 0, "SIGKILL", resumed), ENVIRONMENT
     )
     assert row["good"], row
     assert row["same_tokens"] == row["tokens"] > 0
