@@ -8,26 +8,28 @@ Needs PyTorch, which the project itself does not: in an environment of its own,
 
 Every folder has a model as transformers saves it and ``golden.npz``: ``tokens`` and
 their ``logits``; left-padded ``prompts`` with their ``prompt_mask``, and ``greedy``:
-the 64 tokens that ``generate`` continues them with. All in float32, eager attention.
+the 64 tokens that ``generate`` continues them with. All in float32, eager attention;
+of `SMALL` the weights are of bfloat16's values, and stored so. ``rope.json`` has the
+frequencies of every kind of rotation by transformers' own functions.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 SHAPE = {
     "vocab_size": 96,
@@ -46,20 +48,93 @@ NEW_TOKENS = 64
 SMALLEST_MARGIN = 1e-3  # greedy tokens must not hang on rounding
 
 
-def models() -> dict[str, PreTrainedModel]:
-    """One model per layout, by the name of its folder."""
-    rope = {"rope_type": "default", "rope_theta": 10_000.0}
-    wide_rope = {"rope_type": "default", "rope_theta": 1e6}
-    llama = LlamaConfig(**SHAPE, rope_parameters=rope)
-    tied = LlamaConfig(**SHAPE, rope_parameters=wide_rope, tie_word_embeddings=True)
-    qwen2 = Qwen2Config(**SHAPE, rope_parameters=wide_rope)
-    qwen3 = Qwen3Config(**SHAPE, rope_parameters=wide_rope, head_dim=12)
-    return {
-        "llama": LlamaForCausalLM(llama),
-        "llama_tied": LlamaForCausalLM(tied),
-        "qwen2": Qwen2ForCausalLM(qwen2),
-        "qwen3": Qwen3ForCausalLM(qwen3),
-    }
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+WIDE = {"rope_type": "default", "rope_theta": 1e6}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 2.0, 4.0],
+    "original_max_position_embeddings": 128,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+LOCAL, FULL = "sliding_attention", "full_attention"
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": ROPE},
+    "llama_tied": {"rope_parameters": WIDE, "tie_word_embeddings": True},
+    "qwen2": {"rope_parameters": WIDE},
+    "qwen3": {"rope_parameters": WIDE, "head_dim": 12},
+}
+"""Settings by folder; the model type is what stands before ``_tied``."""
+
+SMALL: dict[str, dict[str, Any]] = {
+    "mistral": {"rope_parameters": LLAMA3, "sliding_window": 8, "head_dim": 12},
+    "olmo2": {"rope_parameters": LINEAR},
+    "olmo3": {
+        "rope_parameters": {FULL: YARN, LOCAL: ROPE},
+        "sliding_window": 8,
+        "layer_types": [LOCAL, LOCAL, FULL],
+        "num_hidden_layers": 3,
+    },
+    "gemma2": {
+        "rope_parameters": ROPE,
+        "sliding_window": 8,
+        "head_dim": 12,
+        "query_pre_attn_scalar": 10,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+    },
+    "gemma3_text": {
+        "rope_parameters": {FULL: LINEAR | {"rope_theta": 1e6}, LOCAL: ROPE},
+        "sliding_window": 8,
+        "layer_types": [LOCAL, FULL, LOCAL],
+        "num_hidden_layers": 3,
+        "head_dim": 12,
+        "query_pre_attn_scalar": 10,
+    },
+    "phi3": {
+        "rope_parameters": LONGROPE,
+        "original_max_position_embeddings": 128,
+        "pad_token_id": 0,
+    },
+    "qwen3_moe": {
+        "rope_parameters": YARN,
+        "head_dim": 12,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+        "norm_topk_prob": True,
+    },
+    "smollm3": {
+        "rope_parameters": DYNAMIC,
+        "no_rope_layers": [1, 0, 1],
+        "num_hidden_layers": 3,
+        "pad_token_id": 0,
+    },
+}
+
+
+def build(model_type: str, **changes: Any) -> PreTrainedModel:
+    """A model of transformers with random weights."""
+    config = AutoConfig.for_model(model_type, **{**SHAPE, **changes})
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
 
 def randomize(model: PreTrainedModel, generator: torch.Generator) -> None:
@@ -70,7 +145,7 @@ def randomize(model: PreTrainedModel, generator: torch.Generator) -> None:
             if parameter.dim() == 1:
                 parameter.copy_(1.0 + 0.3 * noise)  # norms and biases
             else:
-                parameter.copy_(noise * 1.5 / parameter.shape[1] ** 0.5)
+                parameter.copy_(noise * 1.5 / parameter.shape[-1] ** 0.5)
 
 
 def golden(
@@ -105,20 +180,47 @@ def golden(
     }
 
 
+def rope_goldens() -> dict[str, Any]:
+    """Frequencies, and the factor of cosine and sine, by kind of rotation."""
+    out = {}
+    for rope in (LINEAR, LLAMA3, YARN, YARN | {"truncate": False}, LONGROPE):
+        config = LlamaConfig(**SHAPE | {"rope_parameters": rope})
+        for length in (None, 200) if rope is LONGROPE else (None,):
+            function = ROPE_INIT_FUNCTIONS[rope["rope_type"]]
+            frequencies, factor = function(config, "cpu", seq_len=length)
+            name = f"{len(out)}_{rope['rope_type']}"
+            out[name] = {
+                "rope": rope,
+                "max_positions": length or 128,
+                "extended_positions": SHAPE["max_position_embeddings"],
+                "frequencies": frequencies.tolist(),
+                "factor": factor,
+            }
+    return out
+
+
 def main() -> None:
     root = Path(__file__).parents[1] / "tests" / "goldens" / "models"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=root)
-    out = parser.parse_args().out
-    for name, model in models().items():
-        model.eval()
+    parser.add_argument("--only", nargs="*", help="folders to write; else all")
+    args = parser.parse_args()
+    rope = json.dumps(rope_goldens(), indent=1)
+    (args.out / "rope.json").write_text(rope + "\n", encoding="utf-8")
+    for name, changes in (MODELS | SMALL).items():
+        if args.only and name not in args.only:
+            continue
+        model = build(name.removesuffix("_tied"), **changes).eval()
         for seed in itertools.count():
             generator = torch.Generator().manual_seed(seed)
             randomize(model, generator)
+            if name in SMALL:
+                for parameter in model.parameters():
+                    parameter.data = parameter.data.bfloat16().float()
             if (arrays := golden(model, generator)) is not None:
                 break
-        model.save_pretrained(out / name)
-        np.savez_compressed(out / name / "golden.npz", **arrays)
+        (model.bfloat16() if name in SMALL else model).save_pretrained(args.out / name)
+        np.savez_compressed(args.out / name / "golden.npz", **arrays)
         print(f"{name}: seed {seed}, |logits| <= {abs(arrays['logits']).max():.1f}")
 
 

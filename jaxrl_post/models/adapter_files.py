@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.models.adapters import has_adapter, is_projection, module_name
-from jaxrl_post.models.families import TensorRule, tensor_rules
 from jaxrl_post.models.policy import Policy
+from jaxrl_post.models.tensors import TensorRule, tensor_rules
 from jaxrl_post.models.weights_out import flatten_leaves, new_folder, write_json
 
 _PREFIX = "base_model.model."
@@ -47,7 +47,8 @@ def save_adapter(
       The path.
 
     Raises:
-      InputError: there is no adapter, or `path` holds something.
+      InputError: there is no adapter, `path` holds something, or the family's files
+        have one matrix where several are adapted (Phi-3).
     """
     if not has_adapter(params):
         raise InputError(
@@ -62,6 +63,12 @@ def save_adapter(
         for rule in tensor_rules(policy.config)
         if is_projection(rule) and _leaf(rule, "lora_a") in flat
     ]
+    if fused := sorted({module_name(rule) for rule in targets if rule.rows}):
+        raise InputError(
+            f"{', '.join(fused)}: one matrix in {policy.config.family}'s files, with "
+            "an adapter for each of its parts here, which peft has no layout for; "
+            "leave out --adapter (models.save) to write the merged model."
+        )
     first = targets[0]
     rank = flat[_leaf(first, "lora_a")].shape[-1]
     scale = float(np.asarray(flat[_leaf(first, "lora_scale")])[0])

@@ -22,8 +22,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.errors import InputError
-from jaxrl_post.models.families import TensorRule
 from jaxrl_post.models.policy import Policy
+from jaxrl_post.models.tensors import TensorRule
 from jaxrl_post.sharding.rules import Rules, param_shardings
 
 EXTRAS = ("kernel_scale", "lora_a", "lora_b", "lora_scale")

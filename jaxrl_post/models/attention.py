@@ -49,6 +49,12 @@ class Visibility(struct.PyTreeNode):
       index: the prefix row of each sequence, see `models.cache.Prefix`.
       length: slot at which these tokens are written, or None without a cache.
       how: the program, one of `IMPLEMENTATIONS` but ``auto``.
+      window: number of slots that a query sees, its own included; None: all.
+      distance: ``[1, T, N]``, slots from each query back to each slot, where there are
+        windows and `how` is plain.
+      positions: ``[B, T]`` of the queries, and
+      prefix_positions: ``[B, S]``, which windows count by across the prefix.
+      softcap: ``c`` where scores are ``c * tanh(scores / c)``.
       ring: see `models.cache.Cache`; then T is 1 and `how` plain.
     """
 
@@ -59,6 +65,11 @@ class Visibility(struct.PyTreeNode):
     index: jax.Array | None = None
     length: jax.Array | None = None
     how: str = struct.field(pytree_node=False, default="plain")
+    window: Any = None
+    distance: jax.Array | None = None
+    positions: jax.Array | None = None
+    prefix_positions: jax.Array | None = None
+    softcap: float | None = struct.field(pytree_node=False, default=None)
     ring: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -70,7 +81,14 @@ def check_implementation(name: str) -> None:
 
 
 def choose(
-    asked: str, *, time: int, slots: int, prefix: int, head_dim: int, dtype: Any
+    asked: str,
+    *,
+    time: int,
+    slots: int,
+    prefix: int,
+    head_dim: int,
+    dtype: Any,
+    special: str | None = None,
 ) -> str:
     """The program for these shapes: `asked`, or what `auto` stands for.
 
@@ -85,6 +103,7 @@ def choose(
       prefix: S, tokens of the prefix; 0 without one.
       head_dim: d.
       dtype: of queries, keys and values.
+      special: what the kernels do not know, such as windows; None: nothing.
 
     Raises:
       InputError: a kernel that was asked for does not run here.
@@ -99,6 +118,7 @@ def choose(
         if name == "chunked" or time != slots:
             continue
         problem = kernels.problem(name, time, prefix, head_dim, dtype)
+        problem = f"it knows no {special}" if special else problem
         if problem is None:
             return name
         if asked == name:
@@ -141,15 +161,22 @@ def attend(queries: jax.Array, cache: LayerCache, visibility: Visibility) -> jax
 
 def _attend_one(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
     """To a ring, with a single query."""
-    assert visibility.own is not None
+    own, before = _seen(visibility)
     prefix, index = None, visibility.index
     keys, values = cache.prefix_keys, cache.prefix_values
     if keys is not None and values is not None and visibility.prefix is not None:
         if index is not None:
             keys, values = keys[index], values[index]
-        prefix = (keys, values, visibility.prefix)
-    seen = visibility.own[:, 0]
-    return attend_one(queries[:, 0], cache.keys, cache.values, seen, prefix)[:, None]
+        prefix = (keys, values, before[:, 0])
+    out = attend_one(
+        queries[:, 0],
+        cache.keys,
+        cache.values,
+        own[:, 0],
+        prefix,
+        softcap=visibility.softcap,
+    )
+    return out[:, None]
 
 
 def _plain(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
@@ -158,7 +185,6 @@ def _plain(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
     The two parts are scored separately and normalised jointly, so that a prefix
     shared by a group is neither copied nor concatenated.
     """
-    assert visibility.own is not None
     batch, time, heads, dim = queries.shape
     kv_heads = cache.keys.shape[1]
     q = queries.reshape(batch, time, kv_heads, heads // kv_heads, dim)
@@ -166,7 +192,8 @@ def _plain(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
     scores = jnp.einsum("btkgd,bknd->bkgtn", q, cache.keys, preferred_element_type=wide)
-    scores = jnp.where(visibility.own[:, None, None], scores, MASKED)
+    own, prefix_seen = _seen(visibility)
+    scores = jnp.where(own[:, None, None], _capped(scores, visibility), MASKED)
     keys, values = cache.prefix_keys, cache.prefix_values
     if keys is None or values is None or visibility.prefix is None:
         weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
@@ -182,7 +209,8 @@ def _plain(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
     before = jnp.einsum("cmkgd,cksd->ckgms", grouped, keys, preferred_element_type=wide)
     before = before.reshape(rows, *before.shape[1:3], members, time, -1)
     before = jnp.moveaxis(before, 3, 1).reshape(*scores.shape[:-1], -1)
-    before = jnp.where(visibility.prefix[:, None, None, None], before, MASKED)
+    seen = prefix_seen[:, None, None]
+    before = jnp.where(seen, _capped(before, visibility), MASKED)
 
     size = before.shape[-1]
     weights = jax.nn.softmax(jnp.concatenate([before, scores], axis=-1), axis=-1)
@@ -196,6 +224,28 @@ def _plain(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
     return out.reshape(batch, time, heads, dim)
 
 
+def _seen(visibility: Visibility) -> tuple[jax.Array, jax.Array]:
+    """What queries see in this layer: own slots ``[B, T, N]``, and of the prefix
+    ``[B, 1 or T, S]``, S being 0 without one.
+    """
+    own, before, window = visibility.own, visibility.prefix, visibility.window
+    assert own is not None
+    before = own[:, :1, :0] if before is None else before[:, None]
+    if window is None:
+        return own, before
+    own = own & (visibility.distance < window)
+    if visibility.prefix_positions is not None:
+        assert visibility.positions is not None
+        back = visibility.positions[:, :, None] - visibility.prefix_positions[:, None]
+        before = before & (back < window)
+    return own, before
+
+
+def _capped(scores: jax.Array, visibility: Visibility) -> jax.Array:
+    cap = visibility.softcap
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
 def _chunked(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
     """A block of scores at a time, of the prefix and of the own slots, then joined."""
     own = chunked_attention(
@@ -205,6 +255,8 @@ def _chunked(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
         visibility.queries,
         visibility.slots,
         offset=0 if visibility.length is None else visibility.length,
+        window=visibility.window,
+        softcap=visibility.softcap,
     )
     keys, values = cache.prefix_keys, cache.prefix_values
     if keys is None or values is None or visibility.prefix is None:
@@ -212,12 +264,23 @@ def _chunked(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
     # As in `_plain`: a group is one long query to the prefix that it shares.
     batch, time, heads, dim = queries.shape
     rows, members = keys.shape[0], batch // keys.shape[0]
+    places = None
+    if visibility.window is not None:
+        assert visibility.positions is not None
+        assert visibility.prefix_positions is not None
+        places = (
+            visibility.positions.reshape(rows, members * time),
+            visibility.prefix_positions[::members],
+        )
     out, norm = chunked_attention(
         queries.reshape(rows, members * time, heads, dim),
         keys,
         values,
         jnp.ones((rows, members * time), jnp.int32),
         visibility.prefix[::members].astype(jnp.int32),
+        window=visibility.window,
+        positions=places,
+        softcap=visibility.softcap,
     )
     before = (out.reshape(queries.shape), norm.reshape(batch, time, heads))
     return join([before, own])

@@ -16,7 +16,8 @@ import numpy as np
 
 from jaxrl_post.errors import InputError, one_line
 from jaxrl_post.models.config import DecoderConfig
-from jaxrl_post.models.families import Index, config_from_hf, token_ids
+from jaxrl_post.models.families import config_from_hf, token_ids
+from jaxrl_post.models.tensors import Index
 
 EMBEDDED = {"science_base": Path(__file__).parents[1] / "assets" / "science_base"}
 """Models that come with the package, by name."""

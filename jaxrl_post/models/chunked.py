@@ -28,7 +28,7 @@ class _Options(NamedTuple):
     """What is known when the program is made."""
 
     causal: bool
-    window: int | None
+    windowed: bool
     scale: float
     softcap: float | None
     query_chunk: int
@@ -43,7 +43,8 @@ def chunked_attention(
     key_segments: jax.Array,
     *,
     offset: jax.typing.ArrayLike | None = None,
-    window: int | None = None,
+    window: jax.typing.ArrayLike | None = None,
+    positions: tuple[jax.Array, jax.Array] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
     query_chunk: int = 256,
@@ -64,7 +65,10 @@ def chunked_attention(
       query_segments, key_segments: ``[B, T]`` and ``[B, N]`` int32.
       offset: slot of the first query among the keys, an int32 scalar that may be
         traced; None: not causal.
-      window: number of slots that a query sees, its own included; None: all.
+      window: number of slots that a query sees, its own included, an int32 scalar
+        that may be traced; None: all.
+      positions: ``[B, T]`` and ``[B, N]`` int32, by which the window counts in the
+        place of slots.
       scale: of the scores; None: ``1 / sqrt(d)``.
       softcap: ``c`` where scores are ``c * tanh(scores / c)``.
       query_chunk, key_chunk: the size of a block.
@@ -75,7 +79,7 @@ def chunked_attention(
       sets of keys. Of a query that sees nothing: 0 and -1e30.
 
     Raises:
-      ValueError: a window without an offset, or one that is empty.
+      ValueError: a window with neither offset nor positions, or an empty one.
 
     Source: online softmax, arXiv:1805.02867; in blocks with a backward pass of its own,
     arXiv:2112.05682 and arXiv:2205.14135.
@@ -86,16 +90,17 @@ def chunked_attention(
     >>> out[0, :2, 0].round(2).tolist()  # the second sees both, 1 / (1 + 1/e) the last
     [[0.0, 1.0], [1.46, 2.46]]
     """
-    if window is not None and (offset is None or window < 1):
+    placed = offset is not None or positions is not None
+    if window is not None and (not placed or (isinstance(window, int) and window < 1)):
         raise ValueError(
             f"window={window}: counts slots back from a causal query; it needs an "
-            "offset, and at least 1 slot."
+            "offset, or positions, and at least 1 slot."
         )
     batch, time, heads, dim = queries.shape
     kv_heads, slots = keys.shape[1:3]
     options = _Options(
         causal=offset is not None,
-        window=window,
+        windowed=window is not None,
         scale=1 / math.sqrt(dim) if scale is None else scale,
         softcap=softcap,
         query_chunk=min(query_chunk, time),
@@ -105,10 +110,16 @@ def chunked_attention(
     q = jnp.moveaxis(q, 1, 3)
     # Filled up to whole chunks by segment 0, which nobody sees.
     q = fill_up(q, 3, options.query_chunk)
+    by_query, by_key = ((), ()) if positions is None else ((x,) for x in positions)
+    query_segments = jnp.stack([query_segments, *by_query], axis=-1)
+    key_segments = jnp.stack([key_segments, *by_key], axis=-1)
     query_segments = fill_up(query_segments, 1, options.query_chunk)
     keys, values = (fill_up(x, 2, options.key_chunk) for x in (keys, values))
     key_segments = fill_up(key_segments, 1, options.key_chunk)
-    start = jnp.asarray(0 if offset is None else offset, jnp.int32)
+    start = (
+        jnp.asarray(0 if offset is None else offset, jnp.int32),
+        None if window is None else jnp.asarray(window, jnp.int32),
+    )
     segments = (query_segments, key_segments)
     out, norm = _attention(q, keys, values, segments, start, options)
     out, norm = (jnp.moveaxis(x[:, :, :, :time], 3, 1) for x in (out, norm))
@@ -129,7 +140,11 @@ def join(parts: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attention(q, keys, values, segments, start, options: _Options):
-    """Whole chunks: q ``[B, Hkv, G, T, d]``; output alike, and ``[B, Hkv, G, T]``."""
+    """Whole chunks: q ``[B, Hkv, G, T, d]``; output alike, and ``[B, Hkv, G, T]``.
+
+    Segments are ``[B, T, 1]``, or with positions behind them ``[B, T, 2]``; `start` is
+    the first query's slot, and the window.
+    """
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
     def of_queries(chunk):
@@ -235,27 +250,31 @@ def _scores(q, block, options: _Options):
 
 def _seen(at, j, query_segments, key_segments, start, options: _Options):
     """``[B, 1, 1, T, N]``: which keys of chunk `j` the queries of chunk `at` see."""
-    seen = query_segments[:, :, None] == key_segments[:, None, :]
-    seen &= (query_segments > 0)[:, :, None]
+    back = query_segments[:, :, None] - key_segments[:, None]
+    seen = (back[..., 0] == 0) & (query_segments[..., :1] > 0)
+    back, (first, window) = back[..., -1], start
     if options.causal:
-        rows = start + at * options.query_chunk + jnp.arange(options.query_chunk)
+        rows = first + at * options.query_chunk + jnp.arange(options.query_chunk)
         columns = j * options.key_chunk + jnp.arange(options.key_chunk)
-        back = rows[None, :, None] - columns[None, None, :]
-        seen &= back >= 0
-        if options.window is not None:
-            seen &= back < options.window
+        slots = rows[None, :, None] - columns[None, None, :]
+        seen &= slots >= 0
+        if query_segments.shape[-1] == 1:  # no positions
+            back = slots
+    if options.windowed:
+        seen &= back < window
     return seen[:, None, None]
 
 
 def _key_chunks(at, start, slots: int, options: _Options):
     """The first chunk of keys that some query of chunk `at` may see, and the end."""
     first, last = jnp.int32(0), jnp.int32(slots // options.key_chunk)
+    start, window = start
     if options.causal:
         lowest = start + at * options.query_chunk
         end = (lowest + options.query_chunk - 1) // options.key_chunk + 1
         last = jnp.minimum(last, end)
-        if options.window is not None:
-            first = jnp.maximum(0, lowest - options.window + 1) // options.key_chunk
+        if options.windowed:
+            first = jnp.maximum(0, lowest - window + 1) // options.key_chunk
     return jnp.asarray(first, jnp.int32), jnp.asarray(last, jnp.int32)
 
 

@@ -22,6 +22,7 @@ def attend_one(
     values: jax.Array,
     seen: jax.Array,
     prefix: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    softcap: float | None = None,
 ) -> jax.Array:
     """Softmax attention over a prefix's and the own slots together.
 
@@ -33,6 +34,7 @@ def attend_one(
       prefix: keys ``[C, Hkv, d, S]`` and values ``[C, Hkv, S, d]``, of which each
         serves ``B // C`` adjacent sequences and is read once for them, and what is seen
         of them, ``[B, S]`` bool.
+      softcap: ``c`` where scores are ``c * tanh(scores / c)``.
 
     Returns:
       ``[B, H, d]``.
@@ -49,7 +51,8 @@ def attend_one(
     q = q * (1.0 / math.sqrt(dim))
 
     def score(q, keys):
-        return jnp.einsum("bkgd,bkdn->bkgn", q, keys, preferred_element_type=wide)
+        scores = jnp.einsum("bkgd,bkdn->bkgn", q, keys, preferred_element_type=wide)
+        return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
     scores = jnp.where(seen[:, None, None], score(q, keys), MASKED)
     if prefix is None:

@@ -1,73 +1,43 @@
-"""Families of the Llama layout: their configs and the names of their tensors.
+"""What a checkpoint's ``config.json`` says, and what is ours.
 
-Everything that differs between a checkpoint's words and ours is a table here: keys of
-``config.json``, and for every leaf of the parameter tree the tensor it is stored in.
+Everything in which a family differs from Llama is an entry of `catalogue.FAMILIES`; the
+names of tensors are in `models.tensors`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-import numpy as np
-
 from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.models.catalogue import FAMILIES, Family
 from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.rope import FULL, LOCAL, is_positive, read_rope, rope_parts
 
-Index = tuple[slice, ...]
-
-
-@dataclass(frozen=True)
-class Family:
-    """What sets a family apart from Llama."""
-
-    architecture: str
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    defaults: tuple[tuple[str, Any], ...] = ()
-
-
-FAMILIES = {
-    "llama": Family("LlamaForCausalLM"),
-    "qwen2": Family(
-        "Qwen2ForCausalLM",
-        qkv_bias=True,
-        defaults=(("num_key_value_heads", 32), ("max_position_embeddings", 32768)),
-    ),
-    "qwen3": Family(
-        "Qwen3ForCausalLM",
-        qk_norm=True,
-        defaults=(
-            ("num_key_value_heads", 32),
-            ("max_position_embeddings", 32768),
-            ("head_dim", 128),
-        ),
-    ),
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
 }
-"""By ``model_type``; the defaults are those of transformers' config classes."""
-
-_REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
-
-_SIZES = (
-    *_REQUIRED,
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
+_KEYS = {
+    **_SIZES,
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_positions": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+}
+"""Fields of every family, and the keys of ``config.json`` that have them."""
 
 _ONLY = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
     "use_sliding_window": False,
+    "use_bidirectional_attention": False,
     "rope_interleaved": False,
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
@@ -110,83 +80,157 @@ def config_from_hf(
     """
     name = str(values.get("model_type"))
     if name not in FAMILIES:
+        also = (
+            " It reads images too; the text model inside would have to be saved alone."
+            if "vision_config" in values
+            else ""
+        )
         raise InputError(
-            f"{source}: model_type {name!r} is not supported; {nearest(name, FAMILIES)}"
+            f"{source}: model_type {name!r} is not supported; "
+            f"{nearest(name, FAMILIES)}{also}"
         )
     family = FAMILIES[name]
-    values = {
-        **dict(family.defaults),
-        **{k: v for k, v in values.items() if v is not None},
-    }
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    problems = [f"{key} is missing" for key in _REQUIRED if key not in values]
-    problems += _wrong_types(values, rope)
+    window = values.get("sliding_window", family.defaults.get("sliding_window"))
+    caps = [key for k, key in family.keys.items() if k.endswith("softcap")]
+    absent = {k: None for k in caps if k in values}  # null is a value of these
+    values = {k: v for k, v in values.items() if v is not None}
+    if "num_local_experts" in values:  # transformers 5 writes it so
+        values.setdefault("num_experts", values["num_local_experts"])
+    values = {**family.defaults, **absent, **values, "sliding_window": window}
+    problems = [f"{key} is missing" for key in _SIZES.values() if key not in values]
+    problems += _wrong_types(values, family)
     if problems:
         raise InputError(f"{source}: " + "; ".join(problems) + ".")
+    allowed = {**_ONLY, **family.only}
+    for key in (
+        *family.keys.values(),
+        *["use_sliding_window"] * family.optional_window,
+    ):
+        allowed.pop(key, None)
+    if "hidden_activation" in allowed:  # which transformers then reads in its place
+        del allowed["hidden_act"]
     problems = [
         f"{key} = {values[key]!r} is not supported, only {only!r}"
-        for key, only in _ONLY.items()
+        for key, only in allowed.items()
         if values.get(key, only) != only
     ]
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        problems.append(f"rope_type = {rope_type!r} is not supported, only 'default'")
-    layer_types = set(values.get("layer_types", ())) - {"full_attention"}
-    if layer_types:
-        problems.append(
-            f"layer_types has {sorted(layer_types)}, supported is only 'full_attention'"
-        )
+    unrotated = _unrotated(values, name)
+    local, odd = _local_layers(values, family, unrotated)
+    rope, wrong = read_rope(values, family)
+    problems += odd + wrong
     if problems:
         raise InputError(f"{source}: " + "; ".join(problems) + ".")
     heads = values["num_attention_heads"]
-    theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
+    derived = {
+        "num_key_value_heads": heads,
+        "head_dim": values["hidden_size"] // heads,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    }
+    found = {**derived, **values}
+    keys = {**_KEYS, **family.keys}
+    read = {ours: found[key] for ours, key in keys.items() if key in found}
     try:
         return DecoderConfig(
-            family=name,
-            vocab_size=values["vocab_size"],
-            hidden_size=values["hidden_size"],
-            intermediate_size=values["intermediate_size"],
-            num_layers=values["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=values.get("num_key_value_heads", heads),
-            head_dim=values.get("head_dim", values["hidden_size"] // heads),
-            rope_theta=float(theta),
-            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-            tie_embeddings=values.get("tie_word_embeddings", False),
-            qkv_bias=family.qkv_bias,
-            qk_norm=family.qk_norm,
-            max_positions=values.get("max_position_embeddings", 2048),
-            stop_token_ids=token_ids(values.get("eos_token_id")),
+            **{
+                **{**read, "family": name, **family.options, **rope},
+                "unrotated_layers": unrotated,
+                "local_layers": local,
+                "window": window if local else None,
+                "stop_token_ids": token_ids(values.get("eos_token_id")),
+            }
         )
     except ValueError as error:
         raise InputError(f"{source}: {error}") from error
 
 
-def _wrong_types(values: Mapping[str, Any], rope: Any) -> list[str]:
+def _unrotated(values: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Numbers of the layers without rotation (SmolLM3)."""
+    layers = range(values["num_hidden_layers"])
+    if name != "smollm3":
+        return ()
+    if "no_rope_layers" in values:
+        return tuple(i for i in layers if not values["no_rope_layers"][i])
+    return tuple(i for i in layers if not (i + 1) % values["no_rope_layer_interval"])
+
+
+def _local_layers(
+    values: Mapping[str, Any], family: Family, unrotated: tuple[int, ...]
+) -> tuple[tuple[int, ...], list[str]]:
+    """Numbers of the layers with a window, and what is wrong with them."""
+    layers = range(values["num_hidden_layers"])
+    types = values.get("layer_types")
+    known = {FULL} if family.local in (None, "all") else {FULL, LOCAL}
+    if odd := sorted({*map(str, types or ())} - known):
+        supported = " and ".join(map(repr, sorted(known)))
+        return (), [f"layer_types has {odd}, supported is only {supported}"]
+    if types is not None and len(types) != len(layers):
+        return (), [f"layer_types has {len(types)} entries for {len(layers)} layers"]
+    wanted = values.get("use_sliding_window", not family.optional_window)
+    if family.local is None or not wanted or values["sliding_window"] is None:
+        return (), []
+    if family.local == "all":
+        return tuple(layers), []
+    if types is not None:
+        return tuple(i for i in layers if types[i] == LOCAL), []
+    if family.local == "unrotated":
+        return unrotated, []
+    if family.local == "upper":
+        return tuple(layers)[values.get("max_window_layers", 28) :], []
+    every = values.get("sliding_window_pattern", family.local)
+    return tuple(i for i in layers if (i + 1) % every), []
+
+
+def _wrong_types(values: Mapping[str, Any], family: Family) -> list[str]:
     """Values that no decoder can have: files are others' work."""
-    if not isinstance(rope, Mapping):
-        return [f"rope_parameters = {rope!r} is no object"]
-    if not isinstance(values.get("layer_types", []), list):
-        return [f"layer_types = {values['layer_types']!r} is no list"]
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = values.get(key, {})
+        if not isinstance(rope, Mapping):
+            return [f"{key} = {rope!r} is no object"]
+        if odd := [k for k in (FULL, LOCAL) if not isinstance(rope.get(k) or {}, dict)]:
+            return [f"{key}.{odd[0]} = {rope[odd[0]]!r:.80} is no object"]
+    for key in ("layer_types", "no_rope_layers"):
+        if not isinstance(values.get(key, []), list):
+            return [f"{key} = {values[key]!r} is no list"]
 
     def is_size(x):
         return type(x) is int and 0 < x < 2**31
 
-    def is_positive(x):
-        return type(x) in (int, float) and 0 < x < 1e30
-
+    size = ("a positive integer", is_size)
+    positive = ("a positive number", is_positive)
+    truth = ("true or false", lambda x: type(x) is bool)
+    sizes = [
+        *(*_SIZES.values(), "num_key_value_heads", "head_dim"),
+        *("max_position_embeddings", "original_max_position_embeddings"),
+        *("sliding_window", "sliding_window_pattern", "no_rope_layer_interval"),
+        *("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    ]
+    numbers = ["rope_theta", "rms_norm_eps", "rope_local_base_freq"]
+    numbers += ["query_pre_attn_scalar"]
+    numbers += ["attn_logit_softcapping", "final_logit_softcapping"]
     kinds = {
-        **dict.fromkeys(_SIZES, ("a positive integer", is_size)),
-        "rope_theta": ("a positive number", is_positive),
-        "rms_norm_eps": ("a positive number", is_positive),
-        "tie_word_embeddings": ("true or false", lambda x: type(x) is bool),
+        **dict.fromkeys(sizes, size),
+        **dict.fromkeys(numbers, positive),
+        **dict.fromkeys(("tie_word_embeddings", "norm_topk_prob"), truth),
+        "use_sliding_window": truth,
+        "max_window_layers": (
+            "a number of layers",
+            lambda x: type(x) is int and x >= 0,
+        ),
+        "partial_rotary_factor": ("a share", lambda x: is_positive(x) and x <= 1),
     }
-    given = {**values, **{k: v for k, v in rope.items() if k == "rope_theta"}}
-    return [
+    parts = [values, *rope_parts(values, family)]
+    problems = [
         f"{key} = {given[key]!r:.80} is not {words}"
         for key, (words, fits) in kinds.items()
-        if key in given and not fits(given[key])
+        for given in parts
+        if given.get(key) is not None and not fits(given[key])
     ]
+    layers = values.get("num_hidden_layers")
+    if "no_rope_layers" in values and len(values["no_rope_layers"]) != layers:
+        problems.append(f"no_rope_layers has not one entry for each of {layers} layers")
+    return list(dict.fromkeys(problems))
 
 
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
@@ -198,38 +242,69 @@ def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     Raises:
       InputError: options that no supported family combines so.
     """
-    family = FAMILIES.get(config.family)
-    options = (config.qkv_bias, config.qk_norm)
-    if family is None or options != (family.qkv_bias, family.qk_norm):
-        raise InputError(
-            f"family={config.family!r} with qkv_bias={config.qkv_bias} and "
-            f"qk_norm={config.qk_norm} is none of transformers' models; it has "
-            + ", ".join(
-                f"{name} ({f.qkv_bias}, {f.qk_norm})" for name, f in FAMILIES.items()
-            )
-            + "."
-        )
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    biases = {} if config.qkv_bias else {"attention_bias": False}  # Qwen2 has no key
-    return {
+    family = FAMILIES.get(config.family, Family(""))
+    keys = {**_KEYS, **family.keys}
+    out: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": config.family,
+        **{key: getattr(config, ours) for ours, key in keys.items()},
         "vocab_size": config.rows,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_parameters": rope,
+        **family.only,
+        "max_position_embeddings": config.extended_positions or config.max_positions,
         "rope_theta": config.rope_theta,  # where transformers 4 and others look
-        **biases,
-        "tie_word_embeddings": config.tie_embeddings,
         "eos_token_id": list(config.stop_token_ids) or None,
     }
+    if not config.qkv_bias:  # Qwen2 has no key
+        out["attention_bias"] = False
+    if "hidden_activation" in out:
+        out["hidden_act"] = out["hidden_activation"]
+    scaling = dict(config.rope_scaling)
+    rope = {"rope_type": "default", **scaling, "rope_theta": config.rope_theta}
+    if "partial_rotary" in family.keys:
+        rope["partial_rotary_factor"] = config.partial_rotary
+    rope = {k: list(v) if isinstance(v, tuple) else v for k, v in rope.items()}
+    out["rope_parameters"] = rope
+    if config.local_rope_theta is not None:
+        local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+        out["rope_parameters"] = {FULL: rope, LOCAL: local}
+        out["rope_local_base_freq"] = config.local_rope_theta
+    if scaling:
+        out["rope_scaling"] = rope
+        if family.fused:
+            original = "original_max_position_embeddings"
+            out[original] = scaling.get(original)
+    layers = range(config.num_layers)
+    if family.local is not None:
+        out["sliding_window"] = config.window
+        if family.optional_window:
+            out["use_sliding_window"] = config.window is not None
+        if family.local != "all":
+            here = config.local_layers
+            out["layer_types"] = [LOCAL if i in here else FULL for i in layers]
+    if config.family == "smollm3":
+        rotated = [int(i not in config.unrotated_layers) for i in layers]
+        out["no_rope_layers"] = rotated
+    _check_family(config, out)
+    return out
+
+
+def _check_family(config: DecoderConfig, written: Mapping[str, Any]) -> None:
+    """Raises InputError where what was written says less than the config."""
+    told = config_from_hf(written, "the model") if config.family in FAMILIES else None
+    free = {"vocab_size", "padded_vocab_size", "max_positions", "extended_positions"}
+    lost = [
+        f"{f.name}={getattr(config, f.name)!r}"
+        for f in fields(DecoderConfig)
+        if f.name not in free
+        and (told is None or getattr(told, f.name) != getattr(config, f.name))
+    ]
+    if lost:
+        what = f"family={config.family!r} with " + " and ".join(lost)
+        raise InputError(
+            f"{what if told else f'family={config.family!r}'} is none of transformers' "
+            f"models; families: {', '.join(FAMILIES)}."
+        )
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
@@ -240,125 +315,3 @@ def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
         raise ValueError(f"eos_token_id = {value!r:.80} is no token's id, nor several")
     return tuple(ids)
-
-
-@dataclass(frozen=True)
-class TensorRule:
-    """Where one leaf of the parameter tree is stored.
-
-    A file has matrices ``[outputs, inputs]`` with heads and their dimensions in one
-    axis; the leaf has an axis for each.
-
-    Attributes:
-      path: keys from the tree's root to the leaf.
-      name: the tensor's name, with ``{layer}`` where every layer has one.
-      outputs: sizes of the axes that make the tensor's rows.
-      inputs: sizes of the axes that make its columns; empty for a vector.
-      transposed: the leaf is ``[*inputs, *outputs]``, else ``[*outputs, *inputs]``.
-    """
-
-    path: tuple[str, ...]
-    name: str
-    outputs: tuple[int, ...]
-    inputs: tuple[int, ...] = ()
-    transposed: bool = True
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the leaf, of one layer's part where layers are stacked."""
-        first, last = self.outputs, self.inputs
-        return last + first if self.transposed else first + last
-
-    @property
-    def file_shape(self) -> tuple[int, ...]:
-        """Shape of the tensor in the file."""
-        return tuple(math.prod(axes) for axes in (self.outputs, self.inputs) if axes)
-
-    @property
-    def per_layer(self) -> bool:
-        """Whether the leaf stacks one tensor per layer."""
-        return "{layer}" in self.name
-
-    def to_file(self, leaf: np.ndarray) -> np.ndarray:
-        """The tensor as the file has it."""
-        if self.transposed:
-            inputs = tuple(range(len(self.inputs)))
-            leaf = np.moveaxis(leaf, inputs, tuple(i - len(inputs) for i in inputs))
-        return np.ascontiguousarray(leaf.reshape(self.file_shape))
-
-    def file_index(self, index: Index) -> Index:
-        """The part of the file's tensor to read for `index` into the leaf.
-
-        Of heads times dimensions, whole heads: `from_file` cuts the rest.
-        """
-        outputs, inputs = self._split(index)
-        return _first_axis(outputs, self.outputs) + _first_axis(inputs, self.inputs)
-
-    def from_file(self, block: np.ndarray, index: Index) -> np.ndarray:
-        """The leaf's part `index` from what was read at `file_index`."""
-        outputs, inputs = self._split(index)
-        axes = [
-            size if i else len(range(*part[0].indices(size)))
-            for part, sizes in ((outputs, self.outputs), (inputs, self.inputs))
-            for i, size in enumerate(sizes)
-        ]
-        cut = [
-            part if i else slice(None)
-            for parts in (outputs, inputs)
-            for i, part in enumerate(parts)
-        ]
-        block = block.reshape(axes)[tuple(cut)]
-        if self.transposed:
-            outputs_at = tuple(range(len(self.outputs)))
-            block = np.moveaxis(
-                block, outputs_at, tuple(i - len(outputs_at) for i in outputs_at)
-            )
-        return block
-
-    def _split(self, index: Index) -> tuple[Index, Index]:
-        count = len(self.inputs) if self.transposed else len(self.outputs)
-        first, last = tuple(index[:count]), tuple(index[count:])
-        return (last, first) if self.transposed else (first, last)
-
-
-def _first_axis(index: Index, sizes: tuple[int, ...]) -> Index:
-    """`index` on the first of axes that are flattened into one, the others whole."""
-    if not sizes:
-        return ()
-    start, stop, _ = index[0].indices(sizes[0])
-    inner = math.prod(sizes[1:])
-    return (slice(start * inner, stop * inner),)
-
-
-def tensor_rules(config: DecoderConfig) -> Iterator[TensorRule]:
-    """One rule for every leaf of the tree that `stack.decoder` builds for `config`."""
-    width, mlp = (config.hidden_size,), (config.intermediate_size,)
-    heads = (config.num_heads, config.head_dim)
-    kv_heads = (config.num_kv_heads, config.head_dim)
-
-    def embedding(leaf, name):
-        return TensorRule((leaf,), name, (config.rows,), width, transposed=False)
-
-    yield embedding("embed", "model.embed_tokens.weight")
-    if not config.tie_embeddings:
-        yield embedding("unembed", "lm_head.weight")
-    yield TensorRule(("final_norm", "scale"), "model.norm.weight", width)
-
-    def layer(path, name, *sizes):
-        full = ("layers", *path.split("."))
-        return TensorRule(full, "model.layers.{layer}." + name, *sizes)
-
-    yield layer("attention_norm.scale", "input_layernorm.weight", width)
-    yield layer("mlp_norm.scale", "post_attention_layernorm.weight", width)
-    for part, features in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
-        name = f"self_attn.{part}_proj"
-        yield layer(f"attention.{part}.kernel", f"{name}.weight", features, width)
-        if config.qkv_bias:
-            yield layer(f"attention.{part}.bias", f"{name}.bias", features)
-        if config.qk_norm and part != "v":
-            norm = f"self_attn.{part}_norm.weight"
-            yield layer(f"attention.{part}_norm.scale", norm, (config.head_dim,))
-    yield layer("attention.o.kernel", "self_attn.o_proj.weight", width, heads)
-    yield layer("mlp.gate.kernel", "mlp.gate_proj.weight", mlp, width)
-    yield layer("mlp.up.kernel", "mlp.up_proj.weight", mlp, width)
-    yield layer("mlp.down.kernel", "mlp.down_proj.weight", width, mlp)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,10 @@ import numpy as np
 from jaxrl_post.errors import InputError
 from jaxrl_post.models.checkpoints import quiet_import
 from jaxrl_post.models.config import DecoderConfig
-from jaxrl_post.models.families import Index, config_from_hf
+from jaxrl_post.models.families import config_from_hf
+from jaxrl_post.models.ggufconfig import ROPE_TENSORS, config_values
 from jaxrl_post.models.ggufheader import check_header
-
-_CONFIG_KEYS = {
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
-    "max_position_embeddings": "context_length",
-    "rope_theta": "rope.freq_base",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-}
+from jaxrl_post.models.tensors import Index
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -47,7 +38,20 @@ _NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "attn_qkv": "self_attn.qkv_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{expert}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{expert}.up_proj",
+    "ffn_down_exps": "mlp.experts.{expert}.down_proj",
 }
+_OTHERWISE = {
+    "gemma2": {"ffn_norm": "pre_feedforward_layernorm"},
+    "gemma3": {"ffn_norm": "pre_feedforward_layernorm"},
+    "phi3": {"ffn_up": "mlp.gate_up_proj"},
+}
+"""By architecture, what some names mean there."""
 
 _UNUSED, _CONTROL, _USER_DEFINED = 5, 3, 4  # tokenizer.ggml.token_type
 
@@ -74,17 +78,26 @@ class GGUFFile:
                 f"{path} is no GGUF file, or not a whole one: {error}. Fetch it anew."
             ) from error
         self._fields = reader.fields
-        self._tensors = {_name(t.name): t for t in reader.tensors}
+        arch = str(self._value("general.architecture"))
+        names = _NAMES | _OTHERWISE.get(arch, {})
+        self._tensors: dict[str, _Tensor] = {}
+        self._factors: dict[str, list[float]] = {}
+        for t in reader.tensors:
+            plain = t.tensor_type == gguf.GGMLQuantizationType.F32
+            if plain and t.name in ROPE_TENSORS:
+                self._factors[t.name] = t.data.tolist()
+                continue
+            name = _name(t.name, names)
+            if "{expert}" not in name:
+                self._tensors[name] = _Tensor(t.tensor_type, t.data, t.shape)
+                continue
+            for i, data in enumerate(t.data):  # one matrix for each
+                part = _Tensor(t.tensor_type, data, t.shape[:-1])
+                self._tensors[name.format(expert=i)] = part
 
     @cached_property
     def config(self) -> DecoderConfig:
-        family = self._value("general.architecture")
-        values = {"model_type": family}
-        for ours, theirs in _CONFIG_KEYS.items():
-            values[ours] = self._value(f"{family}.{theirs}")
-        scaling = self._value(f"{family}.rope.scaling.type")
-        if scaling not in (None, "none"):
-            values["rope_scaling"] = {"rope_type": scaling}
+        values = config_values(self._value, self._factors, self.source)
         values["vocab_size"] = self.shapes.get("model.embed_tokens.weight", (None,))[0]
         values["tie_word_embeddings"] = "lm_head.weight" not in self.shapes
         values["eos_token_id"] = self._value("tokenizer.ggml.eos_token_id")
@@ -103,7 +116,7 @@ class GGUFFile:
 
         # of a vector all, of which a part is no whole block
         samples = {
-            t.tensor_type: t.data[:1] if t.data.ndim > 1 else t.data
+            t.kind: t.data[:1] if t.data.ndim > 1 else t.data
             for t in self._tensors.values()
         }
         unreadable = set()
@@ -113,9 +126,9 @@ class GGUFFile:
             except (NotImplementedError, ValueError):
                 unreadable.add(kind)
         return [
-            f"type {t.tensor_type.name} of {name} cannot be de-quantised"
+            f"type {t.kind.name} of {name} cannot be de-quantised"
             for name, t in self._tensors.items()
-            if t.tensor_type in unreadable
+            if t.kind in unreadable
         ]
 
     def read(self, name: str, index: Index) -> np.ndarray:
@@ -123,11 +136,13 @@ class GGUFFile:
 
         tensor = self._tensors[name]
         if tensor.data.ndim == 1:
-            return dequantize(tensor.data, tensor.tensor_type)[index]
-        rows = dequantize(tensor.data[index[0]], tensor.tensor_type)
+            # llama.cpp's converter adds what the family's norms add
+            return dequantize(tensor.data, tensor.kind)[index] - self.config.norm_offset
+        rows = dequantize(tensor.data[index[0]], tensor.kind)
         # llama.cpp's converter reorders the rows of query and key heads for its
-        # interleaved rotation, of the llama architecture only
-        if self.config.family == "llama" and re.search(r"self_attn\.[qk]_proj", name):
+        # interleaved rotation, of these architectures only
+        permuted = self.config.family in ("llama", "smollm3")
+        if permuted and re.search(r"self_attn\.[qk]_proj", name):
             rows = half_split_rows(rows, self.config.head_dim)
         return rows[:, *index[1:]]
 
@@ -267,10 +282,19 @@ def byte_level_bpe(
     return tokenizer
 
 
-def _name(theirs: str) -> str:
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor, or one expert's part of it; its shape has the fastest axis first."""
+
+    kind: Any
+    data: np.ndarray
+    shape: np.ndarray
+
+
+def _name(theirs: str, names: Mapping[str, str]) -> str:
     """``blk.3.attn_q.weight`` as transformers names it; unknown names stay."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", theirs)
-    if not match or match[2] not in _NAMES:
+    if not match or match[2] not in names:
         return theirs
     layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{_NAMES[match[2]]}.{match[3]}"
+    return f"{layer}{names[match[2]]}.{match[3]}"

@@ -7,6 +7,7 @@ parameters, and the stack (`models.stack`) scans over them.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,31 +17,46 @@ from flax import linen as nn
 from jaxrl_post.models.adapters import EXTRAS, project
 from jaxrl_post.models.attention import LayerCache, attend
 from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.experts import routed
+from jaxrl_post.models.kinds import LayerKind
+
+ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu}
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotary embedding, half-split form; x ``[B, T, H, d]``, positions ``[B, T]``."""
-    half = x.shape[-1] // 2
-    exponents = jnp.arange(half, dtype=jnp.float32)[None, None, None] / half
-    angles = positions[..., None, None].astype(jnp.float32) * theta**-exponents
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+def rotate(x: jax.Array, positions: jax.Array, kind: LayerKind) -> jax.Array:
+    """Rotary embedding, half-split form; x ``[B, T, H, d]``, positions ``[B, T]``.
+
+    Of d the first ``2 len(kind.frequencies)`` are rotated.
+    """
+    half = kind.frequencies.shape[-1]
+    frequencies = jnp.expand_dims(kind.frequencies, (0, 1, 2))
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles) * kind.multiplier, jnp.sin(angles) * kind.multiplier
+    first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    return jnp.concatenate([part.astype(x.dtype) for part in rotated] + [rest], -1)
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * scale``, in float32."""
+    """``x / sqrt(mean(x^2) + eps) * (scale + offset)``, in float32.
+
+    The mean is over the last `axes` of x.
+    """
 
     eps: float
+    offset: float = 0.0
+    axes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        init = nn.initializers.constant(1 - self.offset)
+        scale = self.param("scale", init, x.shape[x.ndim - self.axes :])
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + self.eps)
-        scale = jnp.expand_dims(scale, range(x.ndim - 1))
-        return (wide * inverse * scale.astype(wide.dtype)).astype(x.dtype)
+        over = tuple(range(-self.axes, 0))
+        inverse = jax.lax.rsqrt(jnp.mean(wide * wide, over, keepdims=True) + self.eps)
+        scale = jnp.expand_dims(scale, range(x.ndim - self.axes)).astype(wide.dtype)
+        return (wide * inverse * (scale + self.offset)).astype(x.dtype)
 
 
 class Projection(nn.Module):
@@ -74,17 +90,20 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, positions, visibility, cache):
+    def __call__(self, x, positions, visibility, cache, kind):
         c = self.config
         heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
         queries = Projection(heads, use_bias=c.qkv_bias, name="q")(x)
         keys = Projection(kv_heads, use_bias=c.qkv_bias, name="k")(x)
         values = Projection(kv_heads, use_bias=c.qkv_bias, name="v")(x)
         if c.qk_norm:
-            queries = RMSNorm(c.rms_norm_eps, name="q_norm")(queries)
-            keys = RMSNorm(c.rms_norm_eps, name="k_norm")(keys)
-        queries = rotate(queries, positions, c.rope_theta)
-        keys = rotate(keys, positions, c.rope_theta)
+            norm = c.rms_norm_eps, c.norm_offset, 1 + c.joint_qk_norm
+            queries = RMSNorm(*norm, name="q_norm")(queries)
+            keys = RMSNorm(*norm, name="k_norm")(keys)
+        queries = rotate(queries, positions, kind)
+        keys = rotate(keys, positions, kind)
+        if c.query_scalar is not None:  # scores are divided by the root of head_dim
+            queries = queries * math.sqrt(c.head_dim / c.query_scalar)
         # Heads before slots, as attention's products read them: otherwise every decoded
         # token would transpose the whole cache.
         keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
@@ -99,12 +118,12 @@ class Attention(nn.Module):
                 keys=write(cache.keys, keys.astype(cache.keys.dtype), at),
                 values=write(cache.values, values.astype(cache.values.dtype), value_at),
             )
-        out = attend(queries, cache, visibility)
+        out = attend(queries, cache, visibility.replace(window=kind.window))
         return Projection((c.hidden_size,), axes=2, name="o")(out), cache
 
 
 class GatedMLP(nn.Module):
-    """SwiGLU: ``down(silu(gate(x)) * up(x))``."""
+    """SwiGLU: ``down(silu(gate(x)) * up(x))``, or with another activation."""
 
     config: DecoderConfig
 
@@ -113,21 +132,57 @@ class GatedMLP(nn.Module):
         width = (self.config.intermediate_size,)
         gate = Projection(width, name="gate")(x)
         up = Projection(width, name="up")(x)
-        return Projection((x.shape[-1],), name="down")(nn.silu(gate) * up)
+        gate = ACTIVATIONS[self.config.activation](gate)
+        return Projection((x.shape[-1],), name="down")(gate * up)
 
 
-class DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP, each with its residual connection."""
+class RoutedMLP(nn.Module):
+    """Gated MLPs of which a router chooses some for each token."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, positions, visibility, cache=None):
-        eps = self.config.rms_norm_eps
-        normed = RMSNorm(eps, name="attention_norm")(x)
-        out, cache = Attention(self.config, name="attention")(
-            normed, positions, visibility, cache
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        width, count = x.shape[-1], c.num_experts
+        scaled = partial(nn.initializers.variance_scaling, 1.0, "fan_in", "normal")
+        router = self.param("router", scaled(), (width, count))
+        sizes = {
+            "gate": (count, width, c.expert_size),
+            "up": (count, width, c.expert_size),
+            "down": (count, c.expert_size, width),
+        }
+        init = scaled(batch_axis=0)
+        gate, up, down = (self.param(k, init, shape) for k, shape in sizes.items())
+        return routed(
+            x,
+            router,
+            (gate, up, down),
+            chosen=c.experts_per_token,
+            normalise=c.normalise_experts,
+            activation=ACTIVATIONS[c.activation],
         )
-        x = x + out
-        normed = RMSNorm(eps, name="mlp_norm")(x)
-        return x + GatedMLP(self.config, name="mlp")(normed), cache
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each with its norms and its residual connection."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, positions, visibility, kind, cache=None):
+        c = self.config
+
+        def norm(x, name, wanted):
+            if not wanted:
+                return x
+            return RMSNorm(c.rms_norm_eps, c.norm_offset, name=f"{name}_norm")(x)
+
+        normed = norm(x, "attention", c.pre_norm)
+        out, cache = Attention(c, name="attention")(
+            normed, positions, visibility, cache, kind
+        )
+        x = x + norm(out, "attention_post", c.post_norm)
+        mlp = RoutedMLP if c.num_experts else GatedMLP
+        out = mlp(c, name="mlp")(norm(x, "mlp", c.pre_norm))
+        return x + norm(out, "mlp_post", c.post_norm), cache

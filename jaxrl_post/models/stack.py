@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxrl_post.models.attention import (
 )
 from jaxrl_post.models.cache import Cache, init_cache, split_heads
 from jaxrl_post.models.config import DecoderConfig
+from jaxrl_post.models.kinds import LayerKind, layer_kinds
 from jaxrl_post.models.layers import DecoderLayer, RMSNorm
 from jaxrl_post.models.memory import on_device, rematerialise
 from jaxrl_post.models.policy import Policy
@@ -70,11 +72,15 @@ def decoder(
     """
     check_implementation(attention)
     layer = DecoderLayer(config)
-    final_norm = RMSNorm(config.rms_norm_eps)
+    final_norm = RMSNorm(config.rms_norm_eps, config.norm_offset)
+    kinds = layer_kinds(config)
+    special = "windows" if config.local_layers else None
+    if config.attention_softcap is not None:
+        special = "soft-caps"
 
-    def apply_layer(params, x, positions, visibility, cache):
+    def apply_layer(params, x, positions, visibility, cache, kind):
         params = on_device(params)
-        return layer.apply({"params": params}, x, positions, visibility, cache)
+        return layer.apply({"params": params}, x, positions, visibility, kind, cache)
 
     apply_layer = rematerialise(apply_layer, remat)
 
@@ -84,6 +90,8 @@ def decoder(
         }  # moved one at a time, where they are used
         params = on_device({k: v for k, v in params.items() if k != "layers"}) | layers
         x = params["embed"][tokens].astype(compute_dtype)
+        if config.scale_embeddings:
+            x = x * jnp.asarray(math.sqrt(config.hidden_size), compute_dtype)
         how = choose(
             attention,
             time=tokens.shape[1],
@@ -91,9 +99,15 @@ def decoder(
             prefix=_prefix_size(cache),
             head_dim=config.head_dim,
             dtype=compute_dtype,
+            special=special,
         )
         visibility, cache = _visibility(segment_ids, cache, how)
-        x, cache = _run_layers(apply_layer, params, x, positions, visibility, cache)
+        visibility = visibility.replace(softcap=config.attention_softcap)
+        if config.local_layers:
+            visibility = _distances(visibility, positions)
+        x, cache = _run_layers(
+            apply_layer, params, x, positions, visibility, cache, kinds
+        )
         norm = on_device(params["final_norm"])
         return final_norm.apply({"params": norm}, x), cache
 
@@ -105,9 +119,11 @@ def decoder(
         x = jnp.zeros((1, 1, config.hidden_size))
         ids = jnp.zeros((1, 1), jnp.int32)
         visibility = Visibility(ids, ids, own=jnp.ones((1, 1, 1), bool))
+        visibility = _distances(visibility, ids)
 
         def init_layer(key):
-            return layer.init(key, x, ids, visibility)["params"]
+            kind = jax.tree.map(lambda x: x[0], kinds)
+            return layer.init(key, x, ids, visibility, kind)["params"]
 
         shape = (config.rows, config.hidden_size)
         scale = config.hidden_size**-0.5
@@ -116,7 +132,9 @@ def decoder(
             "layers": jax.vmap(init_layer)(
                 jax.random.split(layer_key, config.num_layers)
             ),
-            "final_norm": {"scale": jnp.ones((config.hidden_size,))},
+            "final_norm": {
+                "scale": jnp.full((config.hidden_size,), 1 - config.norm_offset)
+            },
         }
         if not config.tie_embeddings:
             params["unembed"] = scale * jax.random.normal(head_key, shape)
@@ -141,6 +159,7 @@ def decoder(
         init=jax.jit(init),  # one program instead of one for each random array
         init_cache=empty_cache,
         vocab_size=config.vocab_size,
+        logit_softcap=config.logit_softcap,
     )
 
 
@@ -172,20 +191,27 @@ def logical_axes(config: DecoderConfig) -> dict[str, Any]:
         "v": projection("embed", "kv_heads", "head_dim", bias=config.qkv_bias),
         "o": projection("heads", "head_dim", "embed"),
     }
-    if config.qk_norm:
-        attention |= {"q_norm": norm, "k_norm": norm}
+    for part, heads in (("q", "heads"), ("k", "kv_heads")) if config.qk_norm else ():
+        joint = {"scale": ("layers", heads, "head_dim")}
+        attention[f"{part}_norm"] = joint if config.joint_qk_norm else norm
+    mlp: dict[str, Any] = {
+        "gate": projection("embed", "mlp"),
+        "up": projection("embed", "mlp"),
+        "down": projection("mlp", "embed"),
+    }
+    if config.num_experts:
+        mlp = {
+            "router": ("layers", "embed", None),
+            "gate": ("layers", "experts", "embed", None),
+            "up": ("layers", "experts", "embed", None),
+            "down": ("layers", "experts", None, "embed"),
+        }
+    pre = ("attention", "mlp") * config.pre_norm
+    post = ("attention_post", "mlp_post") * config.post_norm
+    norms = {f"{name}_norm": norm for name in (*pre, *post)}
     axes = {
         "embed": ("vocab", "embed"),
-        "layers": {
-            "attention_norm": norm,
-            "attention": attention,
-            "mlp_norm": norm,
-            "mlp": {
-                "gate": projection("embed", "mlp"),
-                "up": projection("embed", "mlp"),
-                "down": projection("mlp", "embed"),
-            },
-        },
+        "layers": {"attention": attention, "mlp": mlp, **norms},
         "final_norm": _NORM,
     }
     if not config.tie_embeddings:
@@ -233,7 +259,24 @@ def _visibility(
     return visibility.replace(prefix=mask, index=prefix.index), cache
 
 
-def _run_layers(apply_layer, params, x, positions, visibility, cache):
+def _distances(visibility: Visibility, positions: jax.Array) -> Visibility:
+    """With what the windows of layers count by."""
+    visibility = visibility.replace(positions=positions)
+    if visibility.own is not None:
+        time, slots = visibility.own.shape[1:]
+        first = 0 if visibility.length is None else visibility.length
+        back = first + jnp.arange(time)[None, :, None] - jnp.arange(slots)[None, None]
+        if visibility.ring:  # what lies behind the writing slot is the oldest
+            back = back % slots
+        visibility = visibility.replace(distance=back)
+    if visibility.prefix is None:
+        return visibility
+    # A context's tokens stand at 0, 1, ..., wherever its padding is.
+    ranks = jnp.cumsum(visibility.prefix, axis=1, dtype=jnp.int32) - 1
+    return visibility.replace(prefix_positions=ranks)
+
+
+def _run_layers(apply_layer, params, x, positions, visibility, cache, kinds: LayerKind):
     """Scans over stacked layers, or loops over a tuple of them."""
     layers, prefix = params["layers"], None if cache is None else cache.prefix
     layer_caches: Any = None
@@ -244,9 +287,9 @@ def _run_layers(apply_layer, params, x, positions, visibility, cache):
     if not isinstance(layers, tuple):
 
         def body(x, layer):
-            return apply_layer(layer[0], x, positions, visibility, layer[1])
+            return apply_layer(layer[0], x, positions, visibility, *layer[1:])
 
-        x, layer_caches = jax.lax.scan(body, x, (layers, layer_caches))
+        x, layer_caches = jax.lax.scan(body, x, (layers, layer_caches, kinds))
     else:
         written = []
         for i, layer in enumerate(layers):
@@ -256,7 +299,8 @@ def _run_layers(apply_layer, params, x, positions, visibility, cache):
                 fields = vars(layer_caches).values()
                 parts: list[Any] = [None if v is None else v[i] for v in fields]
                 here = LayerCache(*parts)
-            x, here = apply_layer(layer, x, positions, visibility, here)
+            kind = jax.tree.map(lambda x, i=i: x[i], kinds)
+            x, here = apply_layer(layer, x, positions, visibility, here, kind)
             written.append(here)
         if cache is not None:
             keys = tuple(layer.keys for layer in written)

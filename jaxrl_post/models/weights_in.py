@@ -22,9 +22,9 @@ from jaxrl_post.models.adapters import (
 )
 from jaxrl_post.models.checkpoints import Checkpoint, open_checkpoint
 from jaxrl_post.models.config import DecoderConfig
-from jaxrl_post.models.families import Index, TensorRule, tensor_rules
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.models.stack import decoder
+from jaxrl_post.models.tensors import Index, TensorRule, tensor_rules
 from jaxrl_post.sharding.rules import Rules, param_shardings
 
 
@@ -84,8 +84,8 @@ def load(
     )
     shapes: dict[str, Any] = {}
     for rule in rules_by_leaf:
-        layers = (config.num_layers,) if rule.per_layer else ()
-        shape = jax.ShapeDtypeStruct((*layers, *rule.shape), dtype)
+        leading = rule.stacked(config.num_layers)
+        shape = jax.ShapeDtypeStruct((*leading, *rule.shape), dtype)
         _set(shapes, rule.path, shape)
     shardings = None
     if mesh is not None:
@@ -126,16 +126,20 @@ def stop_token_ids(policy: Policy, tokenizer: Any | None = None) -> tuple[int, .
 def _read_leaf(
     checkpoint: Checkpoint, rule: TensorRule, index: Index, shape, dtype
 ) -> np.ndarray:
-    """The part `index` of a leaf, layer by layer into one host array."""
-    if not rule.per_layer:
-        block = checkpoint.read(rule.name, rule.file_index(index))
-        return np.asarray(rule.from_file(block, index), dtype)
-    sizes = [len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)]
-    out = np.empty(sizes, dtype)
-    for i, layer in enumerate(range(*index[0].indices(shape[0]))):
-        name = rule.name.format(layer=layer)
-        block = checkpoint.read(name, rule.file_index(index[1:]))
-        out[i] = rule.from_file(block, index[1:])
+    """The part `index` of a leaf, tensor by tensor into one host array."""
+    ranges = [range(*part.indices(n)) for part, n in zip(index, shape, strict=True)]
+    stacked = len(shape) - len(rule.shape)
+    names, part = rule.names(shape[0]), index[stacked:]
+
+    def block(at):
+        name = names[tuple(r[i] for r, i in zip(ranges, at, strict=False))]
+        return rule.from_file(checkpoint.read(name, rule.file_index(part)), part)
+
+    if not stacked:
+        return np.asarray(block(()), dtype)
+    out = np.empty([len(r) for r in ranges], dtype)
+    for at in np.ndindex(*out.shape[:stacked]):
+        out[at] = block(at)
     return out
 
 
@@ -183,9 +187,9 @@ def _check_tensors(
             f"files have {len(checkpoint.shapes)} tensors; they do not belong together."
         )
     expected = {
-        rule.name.format(layer=layer): rule.file_shape
+        name: rule.file_shape
         for rule in rules
-        for layer in (range(config.num_layers) if rule.per_layer else (0,))
+        for name in rule.names(config.num_layers).values()
     }
     found = {
         name: shape

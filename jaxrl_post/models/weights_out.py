@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -17,8 +18,9 @@ import numpy as np
 from jaxrl_post.errors import InputError
 from jaxrl_post.models.adapters import leaves_beside, merged_kernel
 from jaxrl_post.models.config import DecoderConfig
-from jaxrl_post.models.families import TensorRule, config_to_hf, tensor_rules
+from jaxrl_post.models.families import config_to_hf
 from jaxrl_post.models.policy import Policy
+from jaxrl_post.models.tensors import TensorRule, tensor_rules
 from jaxrl_post.models.weights_in import stop_token_ids
 
 _INDEX = "model.safetensors.index.json"
@@ -73,7 +75,8 @@ def save(
 
     with new_folder(path, overwrite) as folder:
         _write_weights(config, leaves, folder, max_shard_bytes)
-        write_json(folder / "config.json", settings | ids | {"dtype": str(dtype)})
+        settings = settings | ids | {"dtype": str(dtype)}
+        write_json(folder / "config.json", settings, nulls=True)
         write_json(folder / "generation_config.json", ids | dict(generation or {}))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -132,7 +135,7 @@ def _leaves(config: DecoderConfig, params: Any) -> dict[TensorRule, Any]:
     leaves, problems = {}, []
     for rule in tensor_rules(config):
         leaf = unread.pop(".".join(rule.path), None)
-        expected = (config.num_layers, *rule.shape) if rule.per_layer else rule.shape
+        expected = (*rule.stacked(config.num_layers), *rule.shape)
         if leaf is None:
             problems.append(f"missing: {'.'.join(rule.path)}")
         elif leaf.shape != expected:
@@ -196,14 +199,15 @@ def flatten_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 def _tensors(
     config: DecoderConfig, leaves: dict[TensorRule, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and tensors as files have them, one leaf on the host at a time."""
-    for rule, leaf in leaves.items():
-        leaf = np.asarray(leaf)
-        if not rule.per_layer:
-            yield rule.name, rule.to_file(leaf)
-            continue
-        for layer in range(config.num_layers):
-            yield rule.name.format(layer=layer), rule.to_file(leaf[layer])
+    """Names and tensors as files have them, one leaf on the host at a time.
+
+    Leaves that share a tensor are on the host together.
+    """
+    for _, group in itertools.groupby(leaves.items(), lambda item: item[0].name):
+        parts = [(rule, np.asarray(leaf)) for rule, leaf in group]
+        for at, name in parts[0][0].names(config.num_layers).items():
+            rows = [rule.to_file(leaf[at]) for rule, leaf in parts]
+            yield name, rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
 def _write_weights(
@@ -238,7 +242,15 @@ def _write_weights(
     write_json(folder / _INDEX, index)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object, without the keys that are None."""
-    text = json.dumps({k: v for k, v in content.items() if v is not None}, indent=2)
+def write_json(path: Path, content: Mapping[str, Any], nulls: bool = False) -> None:
+    """Writes an object, without the keys that are None.
+
+    Args:
+      path: the file.
+      content: the object.
+      nulls: write these too: for readers to whom null and absent are not the same, as
+        to transformers a ``sliding_window``.
+    """
+    kept = {k: v for k, v in content.items() if nulls or v is not None}
+    text = json.dumps(kept, indent=2)
     path.write_text(text + "\n", encoding="utf-8")

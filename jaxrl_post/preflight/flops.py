@@ -21,7 +21,8 @@ _KNOWN_UP_TO = 2**16
 def count_flops(closed: Any) -> tuple[float, int]:
     """Operations of all matrix products of a program, and loops of unknown length.
 
-    Two for each multiplication and addition of a `dot_general`; nothing else counts.
+    Two for each multiplication and addition of a `dot_general`, or of a ragged one,
+    whose rows count for their own group; nothing else counts.
     Bodies of loops count as often as they run: a scan's length, a counted loop's bounds
     where they follow from constants, such as blocks that a causal mask leaves out. A
     loop whose end depends on data counts once and is among the unknown. What each
@@ -69,6 +70,8 @@ class _Counter:
         nothing = [None] * len(eqn.outvars)
         if name == "dot_general":
             return _dot(eqn), nothing
+        if name == "ragged_dot_general":
+            return _ragged_dot(eqn), nothing
         if name == "scan":
             return self._scan(eqn, inputs), nothing
         if name == "while":
@@ -225,6 +228,16 @@ def _dot(eqn) -> float:
     return 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
 
 
+def _ragged_dot(eqn) -> float:
+    """Of each row with the matrix of its own group."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (contract, _), _ = numbers.dot_dimension_numbers
+    left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    flops = 2.0 * math.prod(left[axis] for axis in contract) * math.prod(out)
+    by_rows = set(numbers.lhs_ragged_dimensions) <= set(contract)
+    return flops / out[0] if by_rows else flops  # each row adds to one group's sum
+
+
 def _fused_attention(eqn) -> float:
     """cuDNN's: two products forward, five backward, half of them under causality."""
     batch, time, heads, dim = eqn.invars[0].aval.shape
@@ -253,25 +266,30 @@ class ModelFlops:
     """What the model itself needs, by the rule of 2 N per token forward, 6 N with the
     backward pass.
 
-    N: the layers' matrices, without the embedding; the head's where log-probs are
-    asked for. Attention: what a causal mask leaves.
+    N: the layers' matrices, without the embedding, of experts the share that a token
+    is routed to; the head's where log-probs are asked for. Attention: what a causal
+    mask leaves, and windows.
     """
 
     def __init__(self, sizes: DecoderConfig, params: chex.ArrayTree) -> None:
         self._sizes = sizes
-        kernels = [
-            math.prod(x.shape)
+        share = sizes.experts_per_token / (sizes.num_experts or 1)
+        names = {"kernel": 1.0, "router": 1.0}
+        names |= dict.fromkeys(("gate", "up", "down"), share)  # of all experts
+        counts = [
+            math.prod(x.shape) * names.get(path[-1].key, 0.0)
             for path, x in jax.tree_util.tree_leaves_with_path(params["layers"])
-            if "kernel" in jax.tree_util.keystr(path)
         ]
-        self.layers = sum(kernels)
+        self.layers = sum(counts)
         self.head = sizes.rows * sizes.hidden_size
 
     def forward(self, rows: int, time: int, before: int = 0) -> float:
         """Rows of so many tokens behind `before` others, without the head."""
         sizes = self._sizes
-        pairs = rows * (time * before + time * (time + 1) / 2)
-        attention = 4.0 * sizes.num_layers * sizes.num_heads * sizes.head_dim * pairs
+        local = len(sizes.local_layers)
+        pairs = (sizes.num_layers - local) * _pairs(time, before, before + time)
+        pairs += local * _pairs(time, before, sizes.window or 0)
+        attention = 4.0 * sizes.num_heads * sizes.head_dim * rows * pairs
         return 2.0 * self.layers * rows * time + attention
 
     def view(self, contexts: tuple[int, ...], responses: tuple[int, ...]) -> float:
@@ -299,3 +317,9 @@ class ModelFlops:
     def decode(self, rows: int, before: int) -> float:
         """Of one more token for each of so many sequences."""
         return self.forward(rows, 1, before) + 2.0 * self.head * rows
+
+
+def _pairs(time: int, before: int, window: int) -> float:
+    """Pairs of tokens that see each other: ``sum_t min(before + t, window)``."""
+    growing = min(max(window - before, 0), time)
+    return growing * before + growing * (growing + 1) / 2 + (time - growing) * window

@@ -29,11 +29,13 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "experts": "tensor",
     "norm": None,
     "rank": None,
 }
 """The layout of every model unless told otherwise: fully sharded over `fsdp` along the
-model width, split over `tensor` along heads, MLP and vocabulary; None: not split."""
+model width, split over `tensor` along heads, MLP, experts and vocabulary; None: not
+split."""
 
 
 def param_shardings(

@@ -23,7 +23,7 @@ from jaxrl_post.models.adapters import (
     quantise,
     split_adapter,
 )
-from jaxrl_post.models.families import tensor_rules
+from jaxrl_post.models.tensors import tensor_rules
 from jaxrl_post.recipes import Teacher
 from jaxrl_post.sharding import make_mesh
 from jaxrl_post.training.state import init_state, merge_params
@@ -255,3 +255,24 @@ def test_only_adapters_are_saved_as_such(tmp_path):
     models.save_adapter(policy, params, None, path, overwrite=True)
     with pytest.raises(InputError, match="has no config.json; it is not overwritten"):
         models.save(policy, params, None, path, overwrite=True)
+
+
+def test_fused_matrices_are_adapted_by_part_and_exported_merged(tmp_path):
+    """Phi-3: three adapters of one matrix of the file, of which peft has no form."""
+    lora = models.Lora(rank=2, targets=("qkv_proj", "down_proj"))
+    policy, params, _ = models.load(GOLDENS / "phi3", adapter=lora)
+    adapted = {k for k, v in params["layers"]["attention"].items() if "lora_a" in v}
+    assert adapted == {"q", "k", "v"}
+    keys = jax.random.split(jax.random.key(0), 2)
+    query = params["layers"]["attention"]["q"]
+    query["lora_b"] = jax.random.normal(keys[0], query["lora_b"].shape)
+    with pytest.raises(InputError, match="self_attn.qkv_proj: one matrix in phi3's"):
+        models.save_adapter(policy, params, None, tmp_path / "adapter")
+    path = models.save(policy, params, None, tmp_path / "merged")
+    merged, weights, _ = models.load(path)
+    tokens = jnp.arange(12).reshape(2, 6)
+    rest = (jnp.broadcast_to(jnp.arange(6), (2, 6)), jnp.ones_like(tokens))
+    a, b = (
+        p.hidden(w, tokens, *rest)[0] for p, w in ((policy, params), (merged, weights))
+    )
+    np.testing.assert_allclose(a, b, atol=1e-4)

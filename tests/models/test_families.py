@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from goldens import GOLDENS, NAMES
 
 from jaxrl_post import models
 from jaxrl_post.errors import InputError
-from jaxrl_post.models.families import config_from_hf, config_to_hf, tensor_rules
+from jaxrl_post.models.families import config_from_hf, config_to_hf
+from jaxrl_post.models.tensors import tensor_rules
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
 BASE = {
     "model_type": "llama",
     "vocab_size": 64,
@@ -24,7 +24,14 @@ BASE = {
 }
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_tied", "qwen2", "qwen3"])
+def rope(**settings):
+    return {"rope_scaling": settings}
+
+
+LONGROPE = rope(rope_type="longrope", short_factor=[1.0], long_factor=[1.0] * 4)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_config_there_and_back(name):
     values = json.loads((GOLDENS / name / "config.json").read_text())
     config = config_from_hf(values)
@@ -61,8 +68,26 @@ def test_derived_and_default_numbers():
         ({"attention_bias": True}, "attention_bias = True"),
         ({"mlp_bias": True}, "mlp_bias = True"),
         ({"use_sliding_window": True}, "use_sliding_window = True"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type = 'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type = 'llama3'"),
+        ({"rope_scaling": {"type": "linar", "factor": 2}}, "'linar' is not.*longrope"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "lacks factor, low_freq_factor"),
+        (
+            rope(rope_type="yarn", mrope_section=[2]),
+            "mrope_section of rope_type",
+        ),
+        (rope(rope_type="yarn", factor="4"), "factor = '4' is not a positive number"),
+        (LONGROPE, "short_factor is no list of 4 factors"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not"),
+        ({"model_type": "gemma3", "vision_config": {}}, "'gemma3' is not.*images"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"]}, "1 entries"),
+        ({"model_type": "olmo3", "layer_types": ["chunked"] * 2}, "'chunked'.*sliding"),
+        (
+            {"model_type": "qwen3_moe", "mlp_only_layers": [1]},
+            r"layers = \[1\]",
+        ),
+        ({"model_type": "qwen3_moe", "num_experts": 4}, "experts_per_token=8"),
+        ({"model_type": "gemma2", "hidden_activation": "gelu"}, "gelu_pytorch_tanh"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "one entry for each of 2"),
         ({"layer_types": ["sliding_attention"]}, "sliding_attention"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"vocab_size": None}, "vocab_size is missing"),
@@ -71,6 +96,29 @@ def test_derived_and_default_numbers():
 def test_unsupported_configs_are_named(change, words):
     with pytest.raises(InputError, match=words):
         config_from_hf({**BASE, **change})
+
+
+def test_which_layers_have_windows():
+    """Where the file has no layer_types; as transformers' config classes say."""
+
+    def local(model_type, **values):
+        layout = {"num_hidden_layers": 7, "model_type": model_type}
+        config = config_from_hf({**BASE, "num_key_value_heads": 2, **layout, **values})
+        return config.window, config.local_layers
+
+    assert local("mistral") == (4096, tuple(range(7)))
+    assert local("mistral", sliding_window=None) == (None, ())
+    assert local("gemma2", sliding_window=8) == (8, (0, 2, 4, 6))
+    assert local("gemma3_text") == (4096, (0, 1, 2, 3, 4, 6))
+    assert local("gemma3_text", sliding_window_pattern=3) == (4096, (0, 1, 3, 4, 6))
+    assert local("olmo3") == (4096, (0, 1, 2, 4, 5, 6))
+    assert local("phi3") == (None, ())
+    assert local("qwen2", max_window_layers=5) == (None, ())
+    switched = {"use_sliding_window": True, "max_window_layers": 5}
+    assert local("qwen2", **switched) == (4096, (5, 6))
+    assert local("qwen3_moe", **switched) == (4096, tuple(range(7)))
+    assert local("smollm3", use_sliding_window=True, sliding_window=9) == (9, (3,))
+    assert local("smollm3") == (None, ())
 
 
 def test_every_problem_at_once():
@@ -84,7 +132,7 @@ def test_no_family_for_odd_options():
         config_to_hf(config)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", NAMES)
 def test_rules_cover_the_parameters(name):
     values = json.loads((GOLDENS / name / "config.json").read_text())
     config = config_from_hf(values)
@@ -96,8 +144,7 @@ def test_rules_cover_the_parameters(name):
     rules = {rule.path: rule for rule in tensor_rules(config)}
     assert rules.keys() == shapes.keys()
     for path, rule in rules.items():
-        stacked = (config.num_layers,) if rule.per_layer else ()
-        assert (*stacked, *rule.shape) == shapes[path]
+        assert (*rule.stacked(config.num_layers), *rule.shape) == shapes[path]
 
 
 def test_any_part_of_a_leaf_can_be_read():

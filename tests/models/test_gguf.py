@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -12,13 +15,14 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
+from goldens import GOLDENS, NAMES
 from safetensors.numpy import load_file
 
 from jaxrl_post import models
 from jaxrl_post.errors import InputError
 from jaxrl_post.models.gguf import GGUFFile, byte_level_bpe
+from jaxrl_post.models.kinds import layer_kinds
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
 SMOLLM2 = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.gguf"
 
 
@@ -28,13 +32,21 @@ def permute(weight: np.ndarray, heads: int) -> np.ndarray:
     return parts.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write(family: str, path: Path, kind: Type, leave_out: str = "") -> dict:
-    """A golden model as GGUF; returns the tensors that are in it, de-quantised."""
-    folder = GOLDENS / family
-    config = json.loads((folder / "config.json").read_text())
-    arch = gguf.MODEL_ARCH[config["model_type"].upper()]
-    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
-    writer = gguf.GGUFWriter(path, config["model_type"])
+ARCHITECTURES = {"qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}
+ARCHITECTURES |= {"olmo3": "olmo2", "mistral": "llama"}
+NOT_IN_THE_FILE = {
+    # what llama.cpp derives, and the goldens have otherwise; what it does not know
+    "gemma2": {"query_scalar"},
+    "gemma3_text": {"query_scalar"},
+    "smollm3": {"unrotated_layers", "rope_scaling"},
+    "mistral": {"family", "window", "local_layers", "rope_scaling"},
+    "phi3": {"rope_scaling"},  # its factor of cosine and sine is written out
+}
+
+
+def write_settings(writer: gguf.GGUFWriter, config: dict) -> None:
+    """The fields of a config, as llama.cpp's converter writes them."""
+    kind = config["model_type"]
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -42,18 +54,67 @@ def write(family: str, path: Path, kind: Type, leave_out: str = "") -> dict:
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    if family == "qwen3":
+    rope = config["rope_parameters"]
+    rope = rope.get("full_attention", rope)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if "original_max_position_embeddings" in rope and kind != "mistral":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if "head_dim" in config and kind != "llama":
         writer.add_key_length(config["head_dim"])
+    if kind in ("olmo3", "gemma2", "gemma3_text", "phi3"):
+        writer.add_sliding_window(config["sliding_window"] or 0)
+    if kind in ("olmo3", "gemma3_text"):
+        local = [kind == "sliding_attention" for kind in config["layer_types"]]
+        writer.add_sliding_window_pattern(local)
+    if kind == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if kind == "qwen3_moe":
+        writer.add_expert_count(config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if kind == "phi3":
+        writer.add_rope_dimension_count(6)
+        factor = (1 + np.log(256 / 128) / np.log(128)) ** 0.5
+        writer.add_rope_scaling_attn_factors(factor)
+        for name in ("long", "short"):
+            factors = np.array(rope[f"{name}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{name}.weight", factors)
+    if kind == "mistral":  # as LlamaModel writes Llama 3's scaling
+        policy, _, _ = models.load(GOLDENS / "mistral")
+        stretched = layer_kinds(policy.config).frequencies[0]
+        plain = 1e4 ** -(np.arange(6) / 6)
+        writer.add_tensor("rope_freqs.weight", (plain / stretched).astype(np.float32))
+
+
+def write(family: str, path: Path, kind: Type, leave_out: str = "") -> dict:
+    """A golden model as GGUF; returns the tensors that are in it, de-quantised."""
+    folder = GOLDENS / family
+    config = json.loads((folder / "config.json").read_text())
+    arch = ARCHITECTURES.get(config["model_type"], config["model_type"])
+    known = gguf.MODEL_ARCH[arch.upper()]
+    names = gguf.get_tensor_name_map(known, config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(path, arch)
+    write_settings(writer, config)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {k: v.astype(np.float32) for k, v in tensors.items() if k != leave_out}
+    experts: dict[str, list] = {}  # one tensor for all of a layer
+    for name in sorted(tensors):
+        if match := re.fullmatch(r"(.*experts)\.\d+(\..*)", name):
+            experts.setdefault(match[1] + match[2], []).append(tensors.pop(name))
+    tensors |= {name: np.stack(parts) for name, parts in experts.items()}
     kept = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if name == leave_out:
-            continue
+    for name, tensor in tensors.items():
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if config["model_type"] == "llama" and name.endswith("q_proj.weight"):
+        if arch in ("llama", "smollm3") and name.endswith("q_proj.weight"):
             tensor = permute(tensor, config["num_attention_heads"])
-        if config["model_type"] == "llama" and name.endswith("k_proj.weight"):
+        if arch in ("llama", "smollm3") and name.endswith("k_proj.weight"):
             tensor = permute(tensor, config["num_key_value_heads"])
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
         # blocks of 32 along the last axis, as llama.cpp needs them
         chosen = kind if tensor.ndim == 2 and tensor.shape[1] % 32 == 0 else Type.F32
         data = quantize(tensor, chosen)
@@ -66,16 +127,27 @@ def write(family: str, path: Path, kind: Type, leave_out: str = "") -> dict:
     return kept
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", NAMES)
 def test_the_same_model(family, tmp_path):
     write(family, tmp_path / "m.gguf", Type.F32)
     policy, params, tokenizer = models.load(tmp_path / "m.gguf")
     expected, values, _ = models.load(GOLDENS / family)
     assert tokenizer is None
-    assert policy.config.rms_norm_eps == pytest.approx(expected.config.rms_norm_eps)
-    assert policy.config.rope_theta == expected.config.rope_theta
-    assert policy.config.head_dim == expected.config.head_dim
-    jax.tree.map(np.testing.assert_array_equal, params, values)
+    left_out = NOT_IN_THE_FILE.get(family, ())
+    for field, value in dataclasses.asdict(expected.config).items():
+        found = getattr(policy.config, field)
+        if isinstance(value, float):
+            found = pytest.approx(found)
+        assert field in left_out or found == value, field
+    if family != "smollm3":
+        kinds = [layer_kinds(p.config) for p in (policy, expected)]
+        for part in ("frequencies", "multiplier"):
+            a, b = (getattr(kind, part) for kind in kinds)
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+    close = np.testing.assert_array_equal
+    if family.startswith("gemma"):  # 1 is added to norms there, and taken off here
+        close = partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(close, params, values)
 
 
 @pytest.mark.parametrize(

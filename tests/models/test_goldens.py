@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens import GOLDENS, NAMES
 
 from jaxrl_post import models
+from jaxrl_post.generation import Sampler
+from jaxrl_post.sharding import make_mesh
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
 TOLERANCE = 2e-4
 PADDING = 8
 
 
-@pytest.fixture(scope="module", params=["llama", "llama_tied", "qwen2", "qwen3"])
+def logits_of(policy, params, hidden):
+    logits = hidden @ policy.unembedding(params).T
+    cap = policy.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def case(request):
     """Policy, parameters, golden arrays and a compiled forward pass to logits."""
     folder = GOLDENS / request.param
@@ -28,7 +34,7 @@ def case(request):
     @jax.jit
     def forward(params, tokens, positions, segment_ids):
         hidden, _ = policy.hidden(params, tokens, positions, segment_ids)
-        return hidden @ policy.unembedding(params).T
+        return logits_of(policy, params, hidden)
 
     return policy, params, golden, forward
 
@@ -95,3 +101,40 @@ def test_greedy_decoding(case):
         return jax.lax.scan(step, start, length=new)[1].T
 
     np.testing.assert_array_equal(decode(params), golden["greedy"])
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo3"])
+def test_the_sampler_keeps_windows_and_caps(name):
+    """More sequences than slots, through the sampler's own caches."""
+    policy, params, _ = models.load(GOLDENS / name)
+    with np.load(GOLDENS / name / "golden.npz") as golden:
+        prompts, mask, greedy = (
+            golden["prompts"],
+            golden["prompt_mask"],
+            golden["greedy"],
+        )
+    sampler = Sampler(policy, max_new_tokens=64, slots=2, temperature=0.0)
+    rollouts = sampler.generate(
+        params, prompts, mask.astype(bool), group_size=1, key=jax.random.key(0)
+    )
+    np.testing.assert_array_equal(rollouts.tokens, greedy)
+
+
+@pytest.mark.parametrize("name", ["olmo3", "phi3", "qwen3_moe"])
+def test_spread_over_a_mesh(name):
+    """Each device's part read by itself: norms over all heads, rows of fused tensors,
+    experts.
+    """
+    mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    policy, params, _ = models.load(GOLDENS / name, mesh)
+    if name == "qwen3_moe":
+        assert params["layers"]["mlp"]["gate"].sharding.spec[1] == "tensor"
+    with np.load(GOLDENS / name / "golden.npz") as golden, jax.set_mesh(mesh):
+        tokens, expected = golden["tokens"][:2], golden["logits"][:2]
+        positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+        logits = jax.jit(
+            lambda p: logits_of(
+                policy, p, policy.hidden(p, tokens, positions, tokens >= 0)[0]
+            )
+        )(params)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrl_post import models
+from jaxrl_post.models.kinds import LayerKind
 from jaxrl_post.models.layers import rotate
 
 CONFIG = models.DecoderConfig(
@@ -186,6 +187,11 @@ def test_logical_axes_name_every_dimension(params):
         )
 
 
+def kind(half, theta):
+    plain = theta ** -(np.arange(half) / half)
+    return LayerKind(jnp.asarray(plain, jnp.float32), jnp.ones(()))
+
+
 def test_rotation_closed_form():
     """``(x_i + i x_{i + d/2}) * exp(i position theta^(-2 i / d))`` in float64."""
     x = np.random.default_rng(0).normal(size=(2, 3, 2, 6))
@@ -193,7 +199,7 @@ def test_rotation_closed_form():
     angles = positions[..., None] * 10_000.0 ** (-np.arange(3) / 3)
     turned = (x[..., :3] + 1j * x[..., 3:]) * np.exp(1j * angles)[:, :, None]
     turned = np.concatenate([turned.real, turned.imag], axis=-1)
-    out = rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions), 10_000.0)
+    out = rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions), kind(3, 10_000.0))
     np.testing.assert_allclose(out, turned, atol=2e-5)
 
 
@@ -201,8 +207,9 @@ def test_rotation_makes_scores_depend_on_distance_only():
     q, k = np.random.default_rng(1).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
     def score(at, other):
-        left = rotate(jnp.asarray(q), jnp.full((1, 1), at), 100.0)
-        return jnp.sum(left * rotate(jnp.asarray(k), jnp.full((1, 1), other), 100.0))
+        left = rotate(jnp.asarray(q), jnp.full((1, 1), at), kind(4, 100.0))
+        right = rotate(jnp.asarray(k), jnp.full((1, 1), other), kind(4, 100.0))
+        return jnp.sum(left * right)
 
     np.testing.assert_allclose(score(13, 9), score(4, 0), atol=1e-5)
     assert abs(score(13, 9) - score(13, 8)) > 1e-3

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from goldens import GOLDENS, NAMES
 
 from jaxrl_post import models
 
 torch = pytest.importorskip("torch", reason="torch is no dependency of the project")
-GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
 
 
 @pytest.mark.parametrize("limit", [2**30, 10_000])
-@pytest.mark.parametrize("name", ["llama", "llama_tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", NAMES)
 def test_transformers_opens_it(name, limit, tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -1,5 +1,7 @@
 """Operations against counts by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +108,41 @@ def test_the_model_counts_what_the_causal_mask_leaves():
     assert model.forward(1, TIME) == 3 * (matrices + half)
     whole = model.forward(1, 8) + model.forward(1, TIME - 8, 8)
     assert whole == model.forward(1, TIME)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_experts_count_as_often_as_they_are_chosen(backward):
+    """As a dense MLP of the chosen ones' width, and the router."""
+
+    def flops(**changes):
+        sizes = dataclasses.replace(SIZES, **changes)
+        policy = decoder(sizes, attention="plain")
+        params = jax.eval_shape(policy.init, jax.random.key(0))
+        tokens = jax.ShapeDtypeStruct((BATCH, TIME), jnp.int32)
+
+        def loss(params, tokens):
+            ones = jnp.ones_like(tokens)
+            positions = jnp.broadcast_to(jnp.arange(TIME), tokens.shape)
+            return policy.hidden(params, tokens, positions, ones)[0].sum()
+
+        fn = jax.grad(loss) if backward else loss
+        model = ModelFlops(sizes, params).forward(BATCH, TIME)
+        return count_flops(trace(fn, params, tokens))[0], model
+
+    experts = {"num_experts": 6, "experts_per_token": 2, "expert_size": 40}
+    found, dense = flops(**experts), flops(intermediate_size=80)
+    router = 3 * 2 * BATCH * TIME * 32 * 6
+    assert found[0] - dense[0] == router * (3 if backward else 1)
+    assert found[1] - dense[1] == router
+
+
+def test_windows_leave_fewer_pairs():
+    params = jax.eval_shape(decoder(SIZES).init, jax.random.key(0))
+    windows = dataclasses.replace(SIZES, window=5, local_layers=(0, 2))
+    for time, before in ((TIME, 0), (TIME, 3), (1, 9), (2, 4)):
+        pairs = [before + t + 1 for t in range(time)]
+        fewer = 2 * sum(n - min(n, 5) for n in pairs)
+        full, less = (
+            ModelFlops(c, params).forward(BATCH, time, before) for c in (SIZES, windows)
+        )
+        assert full - less == pytest.approx(4 * BATCH * 4 * 16 * fewer)
