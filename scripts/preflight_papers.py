@@ -297,7 +297,8 @@ def plot() -> None:
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(PLOT)
+    with plt.rc_context({"svg.hashsalt": PLOT.stem}):  # the same rows, the same file
+        figure.savefig(PLOT, metadata={"Date": None})
 
 
 def main() -> None:
