@@ -15,6 +15,9 @@ from jaxrl_post.models.chunked import SAVED_NAME
 POLICIES: dict[str, Any] = {
     "none": None,
     "full": policies.nothing_saveable,
+    "products": policies.save_from_both_policies(
+        policies.dots_saveable, policies.save_only_these_names(SAVED_NAME)
+    ),
     "dots_saveable": policies.dots_saveable,
     "dots_with_no_batch_dims_saveable": policies.dots_with_no_batch_dims_saveable,
     "attention_saveable": policies.save_only_these_names(SAVED_NAME),
@@ -26,9 +29,11 @@ POLICIES: dict[str, Any] = {
     ),
 }
 """What the backward pass of a layer finds ready besides the layer's input. ``none``:
-everything, nothing is computed again. ``full``: nothing. The names between are jax's,
-of products of matrices and of those with weights; ``attention_saveable``: what
-attention put out, so that attention is not computed again; ``attention_offloaded``: the
+everything, nothing is computed again. ``full``: nothing. ``products``: what products of
+matrices and attention put out; what is computed again between them costs less than
+keeping it. ``dots_saveable`` and ``dots_with_no_batch_dims_saveable`` are jax's: all
+products' results, attention's output not among them, and those of products with
+weights. ``attention_saveable``: attention's output alone; ``attention_offloaded``: the
 same, in the host's memory."""
 
 

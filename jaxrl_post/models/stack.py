@@ -30,7 +30,7 @@ def decoder(
     config: DecoderConfig,
     *,
     compute_dtype: Any = jnp.float32,
-    remat: str = "none",
+    remat: str = "products",
     attention: str = "auto",
 ) -> Policy:
     """A decoder-only language model as pure functions.

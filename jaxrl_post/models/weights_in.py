@@ -35,7 +35,7 @@ def load(
     dtype: Any = jnp.float32,
     *,
     compute_dtype: Any = None,
-    remat: str = "none",
+    remat: str = "products",
     attention: str = "auto",
     int8: bool = False,
     adapter: Lora | None = None,

@@ -40,7 +40,7 @@ def remedies(shapes: Shapes, failing: frozenset[str]) -> Iterator[dict[str, obje
             if part and part % shards == 0:
                 yield {"sampling.slots": part}
     if trains:
-        order = ["none", "attention_saveable", "full"]
+        order = ["none", "products", "attention_saveable", "full"]
         now = config.model.remat
         later = order[order.index(now) + 1 :] if now in order else ["full"]
         for policy in later:

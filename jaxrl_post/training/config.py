@@ -40,6 +40,7 @@ Attention = Literal["auto", "plain", "chunked", "splash", "cudnn"]
 Remat = Literal[
     "none",
     "full",
+    "products",
     "dots_saveable",
     "dots_with_no_batch_dims_saveable",
     "attention_saveable",
@@ -106,9 +107,10 @@ class ModelConfig:
         ``chunked`` (a block at a time, on any device), ``splash`` (TPU), ``cudnn``
         (GPU, bfloat16); ``auto`` chooses by platform, length and dtype.
       remat: what of each layer is kept for the backward pass; the rest is computed
-        again. ``none``: all is kept. ``full``: nothing. Between them the names of
-        jax's policies, and what attention put out, on the device
-        (``attention_saveable``) or in the host's memory (``attention_offloaded``).
+        again. ``none``: all is kept. ``full``: nothing. ``products``: what products of
+        matrices and attention put out. Besides, the names of jax's policies, and what
+        attention put out alone, on the device (``attention_saveable``) or in the
+        host's memory (``attention_offloaded``).
       chat_template_arguments: passed to the tokenizer's chat template, for example
         ``{enable_thinking: false}``.
     """
@@ -118,7 +120,7 @@ class ModelConfig:
     param_dtype: DType = "float32"
     compute_dtype: DType = "float32"
     attention: Attention = "auto"
-    remat: Remat = "none"
+    remat: Remat = "products"
     chat_template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -163,7 +163,7 @@ def test_rematerialisation_recomputes(params, batch):
         return str(jax.make_jaxpr(lambda p: policy.hidden(p, *inputs)[0])(params))
 
     assert "remat" in jaxpr(models.decoder(CONFIG, remat="full"))
-    assert "remat" not in jaxpr(POLICY)
+    assert "remat" not in jaxpr(models.decoder(CONFIG, remat="none"))
 
 
 def test_bfloat16_compute(params, batch, expected):
