@@ -109,7 +109,8 @@ def check_losses() -> Iterator[Measured]:
 
 
 def check_vocabulary() -> Iterator[Measured]:
-    """Log-probs and entropies of the chunked pass, and the gradient of both."""
+    """Log-probs and entropies of the chunked pass, and the gradient of both: as numbers
+    per token, and as a sum whose gradient is formed in the forward pass."""
     rng = np.random.default_rng(0)
     hidden, unembedding = rng.normal(size=(60, 64)), rng.normal(size=(500, 64)) / 8
     tokens = rng.integers(0, 500, 60)
@@ -119,23 +120,38 @@ def check_vocabulary() -> Iterator[Measured]:
         chosen = np.take_along_axis(logps, tokens[:, None], -1)[:, 0]
         return chosen - (np.exp(logps) * logps).sum(-1)
 
-    def total(hidden):
-        values = vocabulary.map_logits(
-            lambda logits, ids: logits.log_probs(ids) + logits.entropy(),
-            hidden,
-            jnp.asarray(unembedding, jnp.float32),
-            jnp.asarray(tokens),
-            chunk_size=16,
-        )
+    def score(logits, ids):
+        return logits.log_probs(ids) + logits.entropy()
+
+    def per_token(*arguments):
+        values = vocabulary.map_logits(score, *arguments, chunk_size=16)
         return values.sum(), values
 
-    with jax.default_matmul_precision("highest"):
-        grads, values = jax.jit(jax.grad(total, has_aux=True))(
-            jnp.asarray(hidden, jnp.float32)
-        )
-    value = _distance(values, formula(hidden))
-    slope = _distance(grads[:4], _gradient(formula, hidden)[:4])
-    yield Measured("vocabulary pass", max(value, slope), BOUND)
+    def summed(*arguments):
+        def loss(logits, ids):
+            values = score(logits, ids)
+            return values, values
+
+        return vocabulary.sum_logits(loss, *arguments, chunk_size=16)
+
+    # The unembedding's gradient is held against its slope along one direction.
+    direction = rng.normal(size=unembedding.shape)
+    moved = _log_softmax(hidden @ (unembedding + _STEP * 1j * direction).T)
+    chosen = np.take_along_axis(moved, tokens[:, None], -1)[:, 0]
+    along = (chosen - (np.exp(moved) * moved).sum(-1)).imag.sum() / _STEP
+    arguments = (
+        jnp.asarray(hidden, jnp.float32),
+        jnp.asarray(unembedding, jnp.float32),
+        jnp.asarray(tokens),
+    )
+    for name, total in (("pass", per_token), ("sum", summed)):
+        with jax.default_matmul_precision("highest"):
+            grads, values = jax.jit(jax.grad(total, (0, 1), has_aux=True))(*arguments)
+        value = _distance(values, formula(hidden))
+        slope = _distance(grads[0][:4], _gradient(formula, hidden)[:4])
+        turn = np.asarray((grads[1] * direction).sum() - along) / abs(along)
+        value = max(value, slope, float(abs(turn)))
+        yield Measured(f"vocabulary {name}", value, BOUND)
 
 
 def _gradient(formula, at: np.ndarray) -> np.ndarray:

@@ -54,15 +54,32 @@ def test_a_wrong_loss_is_seen(capsys, monkeypatch):
     assert len(lines) == 1 and "clipped policy gradient" in lines[0]
 
 
-def test_a_wrong_vocabulary_pass_is_seen(capsys, monkeypatch):
-    right = vocabulary.map_logits
+@pytest.mark.parametrize("name", ["map_logits", "sum_logits"])
+def test_a_wrong_vocabulary_pass_is_seen(name, capsys, monkeypatch):
+    right = getattr(vocabulary, name)
     monkeypatch.setattr(
         vocabulary,
-        "map_logits",
+        name,
         lambda *arguments, **options: right(*arguments, temperature=1.01, **options),
     )
     output = failed(formulas.check_vocabulary, capsys, monkeypatch)
-    assert "WRONG vocabulary pass" in output
+    wrong = {"map_logits": "pass", "sum_logits": "sum"}[name]
+    lines = [line for line in output.splitlines() if line.startswith("WRONG")]
+    assert len(lines) == 1 and f"vocabulary {wrong}" in lines[0]
+
+
+def test_a_sum_that_forgets_its_weights_is_seen(capsys, monkeypatch):
+    """The unembedding's gradient alone is wrong."""
+    right = vocabulary.sum_logits
+    monkeypatch.setattr(
+        vocabulary,
+        "sum_logits",
+        lambda loss, hidden, unembedding, *rest, **options: right(
+            loss, hidden, jax.lax.stop_gradient(unembedding), *rest, **options
+        ),
+    )
+    output = failed(formulas.check_vocabulary, capsys, monkeypatch)
+    assert "WRONG vocabulary sum" in output
 
 
 def test_a_wrong_attention_is_seen(capsys, monkeypatch):
