@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxrl_post.report.axes import (
     BOTTOM,
@@ -45,6 +46,30 @@ class Line:
     points: Sequence[Point]
     band: Sequence[tuple[float, float, float]] = ()
     figure: str | None = None
+
+
+class Chart(NamedTuple):
+    """A line chart that is yet to be drawn: as SVG here, as PNG in `pictures`.
+
+    Attributes:
+      title, lines, steps, level, smooth: arguments of `line_chart`.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    steps: Steps = Steps()
+    level: tuple[str, float] | None = None
+    smooth: bool = True
+
+    def html(self) -> str:
+        """The figure; empty without a value."""
+        return line_chart(
+            self.title,
+            self.lines,
+            smooth=self.smooth,
+            steps=self.steps,
+            level=self.level,
+        )
 
 
 def line_chart(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from jaxrl_post.report.axes import (
     BOTTOM,
@@ -25,6 +26,25 @@ from jaxrl_post.report.charts import figure_of
 _MOST_COLUMNS = 60
 
 Histogram = Mapping[float, float]
+
+
+class HistogramChart(NamedTuple):
+    """Histograms that are yet to be drawn.
+
+    Attributes:
+      title, by_step, width, steps: arguments of `histogram_chart`.
+    """
+
+    title: str
+    by_step: Mapping[int, Histogram]
+    width: float
+    steps: Steps
+
+    def html(self) -> str:
+        """The figure; empty without a value."""
+        return histogram_chart(
+            self.title, self.by_step, width=self.width, steps=self.steps
+        )
 
 
 def histogram_chart(

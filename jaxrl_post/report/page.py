@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxrl_post.report import panels
+from jaxrl_post.report.alerts import alerts
 from jaxrl_post.report.evaluations import (
     Comparison,
     compare_evaluations,
@@ -17,7 +18,9 @@ from jaxrl_post.report.evaluations import (
     format_score,
 )
 from jaxrl_post.report.panels import FURTHER, SECTIONS, Drawn, Section
+from jaxrl_post.report.pictures import write_pictures
 from jaxrl_post.report.run import Run, is_of_teacher, read_run
+from jaxrl_post.report.tokens import LEGEND, colored
 from jaxrl_post.training.metrics import replace_text
 from jaxrl_post.training.progress import format_seconds
 from jaxrl_post.training.statistics import Estimate
@@ -42,13 +45,14 @@ _PAGE = """<!doctype html>
 """
 
 
-def build(run_dir: str | Path) -> Path:
+def build(run_dir: str | Path, *, pictures: bool = False) -> Path:
     """Writes a run's ``report.html``: curves, evaluations and sampled completions.
 
     It shows what there is: a run may be unfinished, or not have made its first step.
 
     Args:
       run_dir: the run's folder.
+      pictures: whether every chart is written as PNG too, into the folder ``report``.
 
     Returns:
       The page's path. The file needs neither network nor other files.
@@ -59,7 +63,7 @@ def build(run_dir: str | Path) -> Path:
     run = read_run(run_dir)
     # "." has no name of its own.
     name = html.escape(run.path.resolve().name)
-    parts = [_header(run, name), _evaluations(run)]
+    parts = [_header(run, name), _alerts(run), _evaluations(run)]
     charts = panels.sections(run)
     parts += [_section(section, charts.get(section.title)) for section in SECTIONS]
     parts.append(_samples(run))
@@ -69,11 +73,18 @@ def build(run_dir: str | Path) -> Path:
     if run.config_text:
         text = html.escape(run.config_text)
         parts.append(f"<details><summary>Config</summary><pre>{text}</pre></details>")
+    path = run.path / "report.html"
+    write_page(path, name, parts)
+    if pictures:
+        write_pictures(charts, run.path / "report")
+    return path
+
+
+def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
+    """Writes a page with the style of all pages; title and parts are HTML."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body = "\n".join(filter(None, parts))
-    path = run.path / "report.html"
-    replace_text(path, _PAGE.format(title=name, style=style, body=body))
-    return path
+    replace_text(path, _PAGE.format(title=title, style=style, body=body))
 
 
 def _header(run: Run, name: str) -> str:
@@ -211,19 +222,33 @@ def _section(section: Section, drawn: Drawn | None) -> str:
     )
 
 
+def _alerts(run: Run) -> str:
+    items = "".join(
+        f"<li><b>{html.escape(alert.name)}.</b> {html.escape(alert.words)}</li>"
+        for alert in alerts(run)
+    )
+    return f'<ul class="alerts">{items}</ul>' if items else ""
+
+
 def _samples(run: Run) -> str:
     if not run.completion_files:
         return ""
-    steps = sorted({min(run.completion_files), max(run.completion_files)})
-    parts = []
-    for step in steps:
-        rows = "".join(map(_sample, run.completions(step, SAMPLES_PER_STEP)))
-        parts.append(
-            f'<h3>Step {step}</h3><div class="scroll"><table class="samples"><thead>'
-            "<tr><th>Prompt</th><th>Response</th><th>Judgement</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table></div>"
-        )
-    return f"<section><h2>Completions</h2>{''.join(parts)}</section>"
+    first, last = min(run.completion_files), max(run.completion_files)
+    shown = {f"Step {s}": run.completions(s, SAMPLES_PER_STEP) for s in (first, last)}
+    best, worst = run.extremes(last, SAMPLES_PER_STEP // 2)
+    shown |= {f"Best of step {last}": best, f"Worst of step {last}": worst}
+    asked = any("teacher_logps" in row for rows in shown.values() for row in rows)
+    tables = "".join(_table(title, rows) for title, rows in shown.items() if rows)
+    legend = LEGEND if asked else ""
+    return f"<section><h2>Completions</h2>{legend}{tables}</section>"
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    return (
+        f'<h3>{title}</h3><div class="scroll"><table class="samples"><thead>'
+        "<tr><th>Prompt</th><th>Response</th><th>Judgement</th></tr></thead>"
+        f"<tbody>{''.join(map(_sample, rows))}</tbody></table></div>"
+    )
 
 
 def _sample(row: Mapping[str, Any]) -> str:
@@ -245,7 +270,8 @@ def _sample(row: Mapping[str, Any]) -> str:
         badge = f'<span class="badge">{words}</span>'
     return (
         f'<tr><td><div class="text prompt">{_text(row.get("prompt"))}</div></td>'
-        f'<td>{badge}<div class="text">{_text(row.get("response"))}</div></td>'
+        f'<td>{badge}<div class="text">{colored(row) or _text(row.get("response"))}'
+        "</div></td>"
         f"<td>{'<br>'.join(judgement)}</td></tr>"
     )
 

@@ -7,10 +7,12 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from jaxrl_post.report.axes import Steps
-from jaxrl_post.report.charts import Line, line_chart, share_bar
-from jaxrl_post.report.histograms import histogram_chart
+from jaxrl_post.report.charts import Chart, Line, share_bar
+from jaxrl_post.report.histograms import HistogramChart
 from jaxrl_post.report.run import Run
 from jaxrl_post.training.progress import format_seconds
+
+Drawable = Chart | HistogramChart
 
 
 class Panel(NamedTuple):
@@ -28,7 +30,7 @@ class Panel(NamedTuple):
     title: str
     patterns: tuple[str, ...]
     labels: tuple[str, ...] = ()
-    draw: Callable[[Panel, Run, Steps, list[str]], str] | None = None
+    draw: Callable[[Panel, Run, Steps, list[str]], Drawable] | None = None
     note: str | None = None
 
 
@@ -50,37 +52,46 @@ class Section(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A section's charts and the notes on them."""
+    """A section's charts in HTML, the notes on them, and what they were drawn of."""
 
     charts: list[str]
     notes: list[str]
+    drawables: list[Drawable]
+
+    def add(self, drawable: Drawable, note: str | None = None) -> None:
+        """Takes a chart in, unless it has no values."""
+        if chart := drawable.html():
+            self.charts.append(chart)
+            self.drawables.append(drawable)
+            if note:
+                self.notes.append(note)
 
 
-def _lines(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> str:
+def _lines(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> Chart:
     lines = [Line(_label(panel, k, keys), run.series(k)) for k in keys]
-    return line_chart(panel.title, lines, steps=steps)
+    return Chart(panel.title, lines, steps)
 
 
-def _shares(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> str:
+def _shares(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> Chart:
     """Metrics that are 0 or 1 in most steps, of which the run's mean says most."""
     lines = []
     for key in keys:
         known = [y for _, y in run.series(key) if y is not None]
         mean = f"{sum(known) / len(known):.1%}" if known else None
         lines.append(Line(_label(panel, key, keys), run.series(key), figure=mean))
-    return line_chart(panel.title, lines, steps=steps)
+    return Chart(panel.title, lines, steps)
 
 
-def _multiplier(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> str:
+def _multiplier(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> Chart:
     """The multiplier and its cap, which a step of capped updates alone tells."""
     capped = {step for step, share in run.series("information/capped") if share == 1}
     lines = [Line(_label(panel, k, keys), run.series(k)) for k in keys]
     caps = [y for k in keys for x, y in run.series(k) if x in capped and y is not None]
     level = ("cap", caps[-1]) if caps else None
-    return line_chart(panel.title, lines, steps=steps, level=level)
+    return Chart(panel.title, lines, steps, level)
 
 
-def _histogram(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> str:
+def _histogram(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> HistogramChart:
     """Metrics ``.../0.0`` to ``.../0.9``: shares of what lies in [x, x + 0.1)."""
     by_step: dict[int, dict[float, float]] = {}
     for key in keys:
@@ -88,7 +99,7 @@ def _histogram(panel: Panel, run: Run, steps: Steps, keys: list[str]) -> str:
             if share is not None:
                 low = float(key.rpartition("/")[2])
                 by_step.setdefault(step, {})[low] = share
-    return histogram_chart(panel.title, by_step, width=0.1, steps=steps)
+    return HistogramChart(panel.title, by_step, width=0.1, steps=steps)
 
 
 SECTIONS: tuple[Section, ...] = (
@@ -113,6 +124,14 @@ SECTIONS: tuple[Section, ...] = (
         (
             Panel("Reward", ("reward/mean",)),
             Panel("Right and parsed, share", ("reward/success", "reward/parsed")),
+            Panel("Reward by level", ("reward/level/*",)),
+            Panel("Reward by function, mean", ("reward/*/mean",)),
+            Panel("Reward by function, spread", ("reward/*/std",)),
+            Panel(
+                "Groups all right and none right, share",
+                ("reward/solved_groups", "reward/unsolved_groups"),
+                ("all", "none"),
+            ),
             Panel(
                 "Groups of equal rewards, share",
                 ("reward/zero_std_groups", "injection/zero_std_groups"),
@@ -215,19 +234,17 @@ def sections(run: Run) -> dict[str, Drawn]:
     for section in SECTIONS:
         if section.needs and section.needs not in known:
             continue
-        drawn = found[section.title] = Drawn([], [])
+        drawn = found[section.title] = Drawn([], [], [])
         for panel in section.panels:
             matching = [k for p in panel.patterns for k in left if fnmatchcase(k, p)]
             keys = list(dict.fromkeys(matching))
             left = [k for k in left if k not in keys]
-            if chart := (panel.draw or _lines)(panel, run, steps, keys):
-                drawn.charts.append(chart)
-                if panel.note:
-                    drawn.notes.append(panel.note)
+            drawn.add((panel.draw or _lines)(panel, run, steps, keys), panel.note)
     if bar := time_bar(run):
         found["Speed"].charts.append(bar)
-    further = [_lines(Panel(k, (k,)), run, steps, [k]) for k in left]
-    found[FURTHER] = Drawn(further, [])
+    further = found[FURTHER] = Drawn([], [], [])
+    for key in left:
+        further.add(_lines(Panel(key, (key,)), run, steps, [key]))
     return {title: drawn for title, drawn in found.items() if drawn.charts}
 
 
@@ -259,7 +276,7 @@ def evaluation_chart(run: Run, block: str) -> str:
                 if bottom is not None and (top := high.get(step)) is not None
             ]
             lines.append(Line(name, run.series(prefix + name), band))
-    return line_chart("", lines, smooth=False, steps=shared_steps(run))
+    return Chart("", lines, shared_steps(run), smooth=False).html()
 
 
 def time_bar(run: Run) -> str:
@@ -276,5 +293,11 @@ def _label(panel: Panel, key: str, together: list[str]) -> str:
     if panel.labels:
         return panel.labels[panel.patterns.index(key)]
     prefixes = {k.rpartition("/")[0] for k in together}
-    label = key.rpartition("/")[2] if len(prefixes) == 1 else key
+    ends = {k.rpartition("/")[2] for k in together}
+    if len(prefixes) == 1:
+        label = key.rpartition("/")[2]
+    elif len(ends) == 1:  # reward/<function>/mean
+        label = key.rpartition("/")[0].partition("/")[2] or key
+    else:
+        label = key
     return label.removesuffix("_per_second").replace("_", " ")

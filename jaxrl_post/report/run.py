@@ -100,6 +100,24 @@ class Run:
             shown[-1] = written
         return shown
 
+    def extremes(self, step: int, limit: int) -> list[list[dict[str, Any]]]:
+        """The best and the worst completions of a step, by reward.
+
+        Those whose tokens the teacher was asked about come first among equals. Both are
+        empty where all rewards are equal.
+        """
+        rows = itertools.islice(_read_lines(self.completion_files[step]), 4096)
+        judged = [row for row in rows if _number(row.get("reward"))]
+        if len({row["reward"] for row in judged}) < 2:
+            return [[], []]
+        limit = min(limit, len(judged) // 2)
+        return [
+            sorted(judged, key=lambda r: (s * r["reward"], "teacher_logps" not in r))[
+                :limit
+            ]
+            for s in (-1, 1)
+        ]
+
 
 def read_run(path: str | Path) -> Run:
     """Reads a run folder, also of a run that has just begun or is still going on.

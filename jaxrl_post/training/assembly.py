@@ -184,7 +184,37 @@ def group_metrics(groups: Groups) -> dict[str, float]:
     }
     if known:
         metrics["reward/success"] = np.mean(known)
+        solved = [[v.success for v in row] for row in groups.verdicts]
+        metrics["reward/solved_groups"] = np.mean([all(row) for row in solved])
+        metrics["reward/unsolved_groups"] = np.mean([not any(row) for row in solved])
     parsed = [v.extra["parsed"] for v in verdicts if "parsed" in v.extra]
     if parsed:
         metrics["reward/parsed"] = np.mean(parsed)
+    metrics |= _by_level(groups) | _by_function(verdicts)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _by_level(groups: Groups) -> dict[str, float]:
+    """The mean reward of each level, where the rows have a column ``level``."""
+    rewards: dict[str, list[float]] = {}
+    for columns, row in zip(groups.prompts.columns, groups.verdicts, strict=True):
+        if isinstance(level := columns.get("level"), int | str):
+            of_level = rewards.setdefault(f"reward/level/{level}", [])
+            of_level += [v.reward for v in row if v.reward is not None]
+    if len(rewards) > _MOST_LEVELS:  # a column that happens to have this name
+        return {}
+    return {name: float(np.mean(x)) for name, x in sorted(rewards.items()) if x}
+
+
+def _by_function(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Mean and spread of what each of several reward functions returned."""
+    values: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        for name, value in verdict.extra.items():
+            if name.startswith("reward/") and isinstance(value, int | float):
+                values.setdefault(name, []).append(value)
+    metrics = {f"{name}/mean": float(np.mean(x)) for name, x in values.items()}
+    return metrics | {f"{name}/std": float(np.std(x)) for name, x in values.items()}
+
+
+_MOST_LEVELS = 20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ def completions_file(run_dir: Path, step: int) -> Path:
 
 def completion_rows(
     step: int, groups: Groups, advantages: np.ndarray
-) -> list[Mapping[str, Any]]:
+) -> list[dict[str, Any]]:
     """What ``completions/`` keeps of a step: one row per sequence.
 
     Args:
@@ -26,7 +25,7 @@ def completion_rows(
       groups: as the batch was made of them.
       advantages: ``[P, G]``.
     """
-    rows: list[Mapping[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for p, verdicts in enumerate(groups.verdicts):
         prompt_ids = groups.contexts[p][groups.context_mask[p]].tolist()
         for g, verdict in enumerate(verdicts):

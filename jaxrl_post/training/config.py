@@ -213,6 +213,9 @@ class TrainingConfig:
       teacher_samples: answers per question that the self-teacher is asked for in the
         first step and in those that are evaluated, to measure its accuracy beside the
         student's; null: none.
+      teacher_tokens: whether the self-teacher's log-probs of a few completions' tokens
+        are kept with them in the same steps, for the report to show what it would
+        change; one more program to compile.
       checkpoint_every: steps between checkpoints; one more is made at the end and on
         a signal.
       keep_checkpoints: how many of the last checkpoints stay.
@@ -233,6 +236,7 @@ class TrainingConfig:
     spike_window: int = number(50, at_least=2)
     evaluate_every: int | None = number(None, at_least=1)
     teacher_samples: int | None = number(None, at_least=1)
+    teacher_tokens: bool = False
     checkpoint_every: int = number(50, at_least=1)
     keep_checkpoints: int = number(2, at_least=1)
     keep_best: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from jaxrl_post.training.stages import Stage
 from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.training.teacher_accuracy import teacher_accuracy, teacher_params
 from jaxrl_post.training.teacher_contexts import make_teacher_contexts
+from jaxrl_post.training.token_scores import TokenScores, token_texts
 from jaxrl_post.training.update import make_score_step, make_update_step
 
 _OF_TEACHER = 1 << 30
@@ -100,6 +102,10 @@ class Trainer:
             **options,
         )
         self.score = make_score_step(self.policy, **options)
+        self.token_scores = None
+        if training.teacher_tokens and recipe.reprompt and "teacher" in recipe.needs:
+            del options["micro_batch_tokens"]  # it scores a handful
+            self.token_scores = TokenScores(self.policy, recipe, **options)
 
     def step(self, state: TrainState, step: int):
         """One rollout batch and its updates.
@@ -144,6 +150,9 @@ class Trainer:
             old = processes.fetch(self.score(params, batch))
             batch = batch.replace(old_logps=old)
         row["learning_rate"] = float(self.schedule(int(state.update)))
+        shown: Mapping[int, Mapping[str, Any]] = {}
+        if self.token_scores and self._is_shown(step):
+            shown = self.token_scores(state, batch, groups.rewards)
         gate, state = state.gate, state.replace(gate=None)  # the host's
         updates = []
         parts = cut_batch(batch, training.updates_per_step)
@@ -151,7 +160,9 @@ class Trainer:
             state, metrics = self.update(state, part)
             updates.append(metrics)
         # Written while the devices work.
-        written = partial(self._write_completions, step, groups, batch.advantages)
+        written = partial(
+            self._write_completions, step, groups, batch.advantages, shown
+        )
         processes.on_main(written)
         updates = jax.device_get(updates)
         for number, (part, metrics) in enumerate(zip(parts, updates, strict=True), 1):
@@ -181,12 +192,16 @@ class Trainer:
         }
         return state, row
 
-    def _ask_teacher(self, state: TrainState, step: int, groups, contexts):
-        training, every = self.config.training, self.config.training.evaluate_every
+    def _is_shown(self, step: int) -> bool:
+        """Whether the step is the stage's first or last, or one that is evaluated."""
+        every = self.config.training.evaluate_every
         ends = (self.stage.first + 1, self.stage.last)
-        due = step in ends or (every and step % every == 0)
+        return step in ends or bool(every and step % every == 0)
+
+    def _ask_teacher(self, state: TrainState, step: int, groups, contexts):
+        training = self.config.training
         params = teacher_params(self.recipe, state)
-        if not (training.teacher_samples and due) or params is None:
+        if not (training.teacher_samples and self._is_shown(step)) or params is None:
             return {}
         start = time.perf_counter()
         key = jax.random.fold_in(jax.random.fold_in(state.rng, step), _OF_TEACHER)
@@ -210,10 +225,13 @@ class Trainer:
         key = self.stage.key("training.max_skipped_updates")
         faults.stop_if_stuck(state, step, limit, key)
 
-    def _write_completions(self, step: int, groups, advantages) -> None:
+    def _write_completions(self, step: int, groups, advantages, shown) -> None:
         per_group = advantages.reshape(-1, groups.rewards.shape[1])[: len(groups)]
         path = completions_file(self.dir, step)
         path.parent.mkdir(exist_ok=True)
         rows = completion_rows(step, groups, per_group)
+        for row, scores in shown.items():
+            pieces = token_texts(self.tokenizer, rows[row]["response_ids"])
+            rows[row] |= {"pieces": pieces, **scores}
         text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
         replace_text(path, text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -183,6 +185,15 @@ def test_what_is_no_run_is_refused(tmp_path, make):
         report.build(path)
 
 
+def test_every_chart_is_a_picture_too(run_dir):
+    report.build(run_dir, pictures=True)
+    names = {path.name for path in (run_dir / "report").iterdir()}
+    assert "rollouts-and-teacher-samples-reward.png" in names
+    assert "information-from-the-teacher-step-multiplier.png" in names
+    for path in (run_dir / "report").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_page_changes_with_the_colour_scheme_and_the_width(run_dir):
     text, _ = page(run_dir)
     assert "prefers-color-scheme: dark" in text and "max-width: 640px" in text
@@ -200,3 +211,93 @@ def test_a_conversation_is_shown_as_its_turns(tmp_path):
     path = tmp_path / "completions" / "step_000001.jsonl"
     path.write_text(json.dumps(sequence) + "\n")
     assert "Be brief.\n\nWhy?" in page(tmp_path)[1]
+
+
+# Best and worst, token by token -------------------------------------------------------
+
+
+def write_completions(run_dir, rows):
+    write(run_dir, {"step": 1})
+    (run_dir / "completions").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (run_dir / "completions" / "step_000001.jsonl").write_text(lines)
+
+
+def test_best_and_worst_of_the_last_step(tmp_path):
+    rewards = [0.5] * 20 + [1.0, -1.0, None]
+    rows = [
+        {"prompt_id": "q", "response": f"text {i}.", "reward": reward}
+        for i, reward in enumerate(rewards)
+    ]
+    write_completions(tmp_path, rows)
+    _, words = page(tmp_path)
+    best, _, worst = words.partition("Best of step 1")[2].partition("Worst of step 1")
+    assert "text 20." in best and "text 21." not in best
+    assert "text 21." in worst and "text 20." not in worst
+    assert "text 22." not in words
+
+
+def test_tokens_are_coloured_by_what_the_teacher_would_change(tmp_path):
+    row = {
+        "prompt_id": "q",
+        "response": "a<b",
+        "pieces": ["a", "<", "b"],
+        "logps": [-1.0, -4.0, -0.5],
+        "teacher_logps": [-1.0, -1.0, -2.0],
+    }
+    write_completions(tmp_path, [row])
+    text, words = page(tmp_path)
+    assert '<span class="up" style="--a:1.00" title="+3.00">&lt;</span>' in text
+    assert '<span class="down" style="--a:0.50" title="-1.50">b</span>' in text
+    assert "log(teacher / student)" in words
+
+
+def test_tokens_without_a_number_each_are_shown_plain(tmp_path):
+    row = {"response": "ab", "pieces": ["ab"], "logps": [], "teacher_logps": [0.0]}
+    write_completions(tmp_path, [{"prompt_id": "q", **row}])
+    text, _ = page(tmp_path)
+    assert '<div class="text">ab</div>' in text
+
+
+# In a browser -------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.slow
+def test_a_phone_needs_no_scrolling_sideways(run_dir, tmp_path):
+    """The page tells its own width; one chart and the table are 320 pixels at most."""
+    text, _ = page(run_dir)
+    probe = "<script>document.title=document.documentElement.scrollWidth</script>"
+    narrow = tmp_path / "narrow.html"
+    # Headless windows have a least width; a frame has none.
+    frame = tmp_path / "frame.html"
+    frame.write_text(text.replace("</body>", f"{probe}</body>"))
+    narrow.write_text(
+        '<iframe id="f" src="frame.html" width="360" height="700"></iframe><script>'
+        "f.onload=()=>{document.title=f.contentDocument.title;"
+        "document.body.dataset.width=f.contentDocument.title}</script>"
+    )
+    done = browse("--allow-file-access-from-files", "--dump-dom", narrow.as_uri())
+    assert 'data-width="360"' in done.stdout, done.stdout[-500:]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.slow
+def test_light_and_dark_are_drawn(run_dir, tmp_path):
+    from matplotlib.image import imread
+
+    path = report.build(run_dir).as_uri()
+    means = []
+    for flags in ([], ["--blink-settings=preferredColorScheme=0"]):
+        picture = tmp_path / f"{len(flags)}.png"
+        browse(f"--screenshot={picture}", "--window-size=800,1200", *flags, path)
+        means.append(imread(picture)[..., :3].mean())
+    assert max(means) > 0.8 and min(means) < 0.3, means
+
+
+def browse(*arguments):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command = [CHROMIUM, *flags, "--virtual-time-budget=3000", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from jaxrl_post.training import metrics
+from jaxrl_post.training.assembly import group_metrics
 from jaxrl_post.training.metrics import MetricsWriter, read_metrics
+from jaxrl_post.types import Verdict
 
 
 def steps(path):
@@ -122,3 +124,40 @@ def test_a_crash_while_replacing_leaves_the_old_file(tmp_path, monkeypatch, call
     with pytest.raises(KeyboardInterrupt):
         MetricsWriter(tmp_path, resumed_step=0)
     assert steps(tmp_path) == [0, 1, 2]
+
+
+# Of a step's groups -------------------------------------------------------------------
+
+
+def groups_of(rewards, levels, extras):
+    """Groups as far as their metrics look at them: verdicts, columns, lengths."""
+    from types import SimpleNamespace
+
+    verdicts = tuple(
+        tuple(
+            Verdict(reward, reward == 1, extra=extra)
+            for reward, extra in zip(row, more, strict=True)
+        )
+        for row, more in zip(rewards, extras, strict=True)
+    )
+    shape = np.shape(rewards)
+    return SimpleNamespace(
+        verdicts=verdicts,
+        lengths=np.ones(shape),
+        stopped=np.ones(shape, bool),
+        prompts=SimpleNamespace(columns=[{"level": level} for level in levels]),
+    )
+
+
+def test_rewards_by_level_and_by_function():
+    extras = [[{"reward/f": 1.0}, {"reward/f": None}], [{"reward/f": 3.0}, {}]]
+    groups = groups_of([[1.0, 1.0], [0.0, 0.5]], [2, "hard"], extras)
+    metrics = group_metrics(groups)
+    assert metrics["reward/level/2"] == 1.0 and metrics["reward/level/hard"] == 0.25
+    assert metrics["reward/f/mean"] == 2.0 and metrics["reward/f/std"] == 1.0
+    assert metrics["reward/solved_groups"] == metrics["reward/unsolved_groups"] == 0.5
+
+
+def test_a_column_of_many_values_is_no_level():
+    groups = groups_of([[1.0]] * 21, range(21), [[{}]] * 21)
+    assert not any(name.startswith("reward/level") for name in group_metrics(groups))
