@@ -339,6 +339,25 @@ class EvaluationConfig:
     options: Mapping[str, Any] = rest()
 
 
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go beside ``metrics.jsonl``.
+
+    ``tracking: [tensorboard, trackio]`` is short for ``tracking: {to: [...]}``.
+
+    Attributes:
+      to: ``tensorboard`` (event files in the run's folder), ``trackio`` (its local
+        database); their packages come with ``jaxrl_post[tracking]``.
+      names: of the metrics there: ``own``, or ``trl``, the names that TRL gives to
+        those that mean the same.
+      project: of trackio.
+    """
+
+    to: tuple[Literal["tensorboard", "trackio"], ...] = ()
+    names: Literal["own", "trl"] = "own"
+    project: str = "jaxrl_post"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run. Made by `load_config` or `Config.from_dict`, which check it.
@@ -353,6 +372,7 @@ class Config:
       sampling: of the completions to train on.
       mesh: the devices.
       evaluation: blocks by name; empty for a run that is not evaluated.
+      tracking: where metrics go beside ``metrics.jsonl``.
       stages: parts of configs by name, run in this order, each laid over this one:
         ``{warm: {recipe: {name: sft}, training: {steps: 50}}, rl: {}}``. A stage may
         set task, recipe, optimizer, training and sampling; one that names a task or a
@@ -369,6 +389,7 @@ class Config:
     sampling: SamplingConfig = SamplingConfig()
     mesh: MeshConfig = MeshConfig()
     evaluation: Mapping[str, EvaluationConfig] = field(default_factory=dict)
+    tracking: TrackingConfig = TrackingConfig()
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -378,6 +399,8 @@ class Config:
         Raises:
           ConfigError: with every problem found, each named by its dotted key.
         """
+        if isinstance(tree.get("tracking"), list):
+            tree = {**tree, "tracking": {"to": tree["tracking"]}}
         config = build(cls, tree, source)
         if problems := problems_of(config):
             raise ConfigError(source, problems)

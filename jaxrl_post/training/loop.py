@@ -32,6 +32,7 @@ from jaxrl_post.training.provenance import code_version
 from jaxrl_post.training.setup import open_mesh, open_model, open_task
 from jaxrl_post.training.stages import Stage, make_stages, stage_of
 from jaxrl_post.training.state import TrainState, init_state, merge_params
+from jaxrl_post.training.trackers import Trackers, check_trackers
 from jaxrl_post.training.trainer import Trainer
 
 
@@ -74,6 +75,7 @@ def run(
     if config.run.dir is None:
         raise InputError("run.dir: a run needs a folder; name one.")
     run_dir = Path(config.run.dir)
+    check_trackers(config.tracking)
     with ExitStack() as stack:
         stack.enter_context(run_folder.disk_errors(run_dir))
         _check_alike(config)
@@ -145,6 +147,9 @@ class _Run:
         with (
             _of_main(lambda: MetricsWriter(self.dir, resumed_step=resumed)) as writer,
             _of_main(lambda: progress(steps, first)) as display,
+            _of_main(
+                lambda: Trackers(self.config, self.dir, first, display.message)
+            ) as trackers,
         ):
             row: dict[str, Any] = {"step": first}
             for message in messages:
@@ -160,6 +165,7 @@ class _Run:
                 except StepGivenUp:  # there is no step to save; it is begun anew
                     self._stop(noted.received, state, row, after=-1)
                 on_main(partial(writer.write, row))
+                trackers.log(row)
                 display.update(0, row)
                 self._stop_if_asked(noted, state, row)
             else:
@@ -185,6 +191,7 @@ class _Run:
                         self._stop(noted.received, state, row, after=step - 1)
                     # The row is on disk before the checkpoint that makes it final.
                     on_main(partial(writer.write, row))
+                    trackers.log(row)
                     display.update(step, row)
                     if skipped := row["update/skipped"]:
                         display.message(

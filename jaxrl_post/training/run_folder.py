@@ -43,6 +43,7 @@ _MAY_CHANGE = (
     "training.chunk_size",
     "training.evaluate_every",
     "training.teacher_samples",
+    "training.teacher_tokens",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.offload",
@@ -52,6 +53,7 @@ _MAY_CHANGE = (
     "sampling.slots_per_shard",
     "evaluation",
     "mesh",
+    "tracking",
 )
 """Keys that a resumed run may have other values of: they decide how much is done and
 measured, not what a step computes. (With a schedule that ends at the last update,
