@@ -23,6 +23,7 @@ from jaxrl_post.cli import (
     sample,
     selftest,
     train,
+    watch,
 )
 from jaxrl_post.errors import InputError, nearest
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "sample": sample,
     "preflight": preflight,
     "report": report,
+    "watch": watch,
     "export": export,
     "selftest": selftest,
 }
