@@ -14,7 +14,7 @@ from typing import Any
 from jaxrl_post.errors import InputError, nearest, shown
 from jaxrl_post.tasks.base import Row, RowsTask, Task, nobody
 from jaxrl_post.tasks.lookup import check_types, resolve
-from jaxrl_post.tasks.rewards import from_reward_function
+from jaxrl_post.tasks.rewards import RewardFunctionJudge, from_reward_function
 
 __all__ = [
     "BUILT_IN",
@@ -71,6 +71,8 @@ def load(
         task.judge = from_reward_function(reward)
     elif task.judge is nobody:
         nobody(task.rows([]), [])  # better now than in the middle of a run
+    if reward is not None and isinstance(task.judge, RewardFunctionJudge):
+        task.judge.check(task.rows(range(min(len(task), 100))))
     return task
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxrl_post.errors import InputError, shown
+from jaxrl_post.errors import InputError, nearest, shown
 from jaxrl_post.tasks.lookup import resolve
 from jaxrl_post.types import Message, Prompts, Verdict
 
@@ -58,6 +58,10 @@ class RewardFunctionJudge:
     """Reward: the weighted sum of what the functions return; make it with
     `from_reward_function`.
 
+    Functions may also take TRL's ``log_extra(column, values)`` and ``log_metric(name,
+    value)``: the first is kept with the completions, the second logged as
+    ``reward/<name>``. Async functions wait at the same time.
+
     A function's None takes no part in the sum, and where all return None so does the
     judge (TRL makes 0 of it). A NaN is an error. ``extra`` holds each function's own
     value as ``reward/<function's name>``.
@@ -82,20 +86,55 @@ class RewardFunctionJudge:
         """The functions' names, for logs."""
         return " + ".join(map(_name, self.functions))
 
+    def check(self, prompts: Prompts) -> None:
+        """Holds the functions' parameters against the columns of some rows.
+
+        Raises:
+          InputError: a function wants a column that there is not.
+        """
+        given = {*self._arguments(prompts, []), *_LOGGING}
+        for function in self.functions:
+            for p in inspect.signature(function).parameters.values():
+                needed = p.default is p.empty and p.kind is not p.VAR_KEYWORD
+                if needed and p.kind is not p.VAR_POSITIONAL and p.name not in given:
+                    raise InputError(
+                        f"The reward function {_name(function)} wants {p.name!r}, and "
+                        f"the rows have no such column; {nearest(p.name, given)}"
+                    )
+
     def __call__(self, prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
+        count = len(completions)
+        logged: dict[str, list[Any]] = {}
+
+        def log_extra(column: str, values: Sequence[Any]) -> None:
+            if len(values) != count:
+                raise ValueError(
+                    f"log_extra({column!r}) got {len(values)} values for {count} "
+                    "completions."
+                )
+            logged[column] = list(values)
+
+        def log_metric(name: str, value: float) -> None:
+            logged[f"reward/{name}"] = [float(value)] * count
+
         arguments = self._arguments(prompts, completions)
+        arguments |= {"log_extra": log_extra, "log_metric": log_metric}
         values = [
-            _call(function, arguments, len(completions)) for function in self.functions
+            _checked(function, returned, count)
+            for function, returned in zip(
+                self.functions, _call_all(self.functions, arguments), strict=True
+            )
         ]
         names = [_name(function) for function in self.functions]
         verdicts = []
-        for row in zip(*values, strict=True):
+        for i, row in enumerate(zip(*values, strict=True)):
             judged = [
                 w * v for w, v in zip(self.weights, row, strict=True) if v is not None
             ]
             reward = sum(judged) if judged else None
             success = None if reward is None else reward >= self.success_threshold
-            extra = {
+            extra = {column: told[i] for column, told in logged.items()}
+            extra |= {
                 f"reward/{name}": value for name, value in zip(names, row, strict=True)
             }
             verdicts.append(Verdict(reward, success, extra=extra))
@@ -103,9 +142,9 @@ class RewardFunctionJudge:
 
     def _arguments(
         self, prompts: Prompts, completions: Sequence[str]
-    ) -> dict[str, list[Any]]:
+    ) -> dict[str, Any]:
         keys = dict.fromkeys(key for row in prompts.columns for key in row)
-        arguments: dict[str, list[Any]] = {
+        arguments: dict[str, Any] = {
             key: [row.get(key) for row in prompts.columns] for key in keys
         }
         if self.conversational:
@@ -119,16 +158,33 @@ class RewardFunctionJudge:
         return arguments
 
 
-def _call(
-    function: RewardFunction, arguments: Mapping[str, list[Any]], count: int
-) -> list[float | None]:
+_LOGGING = ("log_extra", "log_metric")
+
+
+def _call_all(
+    functions: Sequence[RewardFunction], arguments: Mapping[str, Any]
+) -> list[Any]:
+    """What the functions return; those that are async wait at the same time."""
+    returned = [_call(function, arguments) for function in functions]
+    waiting = [i for i, value in enumerate(returned) if inspect.isawaitable(value)]
+
+    async def wait() -> list[Any]:
+        return await asyncio.gather(*(returned[i] for i in waiting))
+
+    for i, value in zip(waiting, asyncio.run(wait()) if waiting else (), strict=True):
+        returned[i] = value
+    return returned
+
+
+def _call(function: RewardFunction, arguments: Mapping[str, Any]) -> Any:
     parameters = inspect.signature(function).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         accepted = {p.name for p in parameters}
         arguments = {k: v for k, v in arguments.items() if k in accepted}
-    values = function(**arguments)
-    if inspect.iscoroutine(values):
-        values = asyncio.run(values)
+    return function(**arguments)
+
+
+def _checked(function: RewardFunction, values: Any, count: int) -> list[float | None]:
     name = _name(function)
     if values is None or not hasattr(values, "__len__"):
         raise ValueError(f"{name} returned {shown(values)}, no list of rewards.")

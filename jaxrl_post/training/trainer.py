@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.models.policy import Policy
+from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.sharding import processes
 from jaxrl_post.tasks import Task
 from jaxrl_post.training import faults
@@ -127,6 +129,8 @@ class Trainer:
             ),
         )
         groups, row = collected.groups, collected.metrics
+        if step == self.stage.first + 1 and row.get("reward/unjudged") == 1:
+            raise _nothing_judged(step, groups)
         teacher = None
         if self.recipe.reprompt is not None:
             teacher = make_teacher_contexts(
@@ -235,3 +239,13 @@ class Trainer:
             rows[row] |= {"pieces": pieces, **scores}
         text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
         replace_text(path, text)
+
+
+def _nothing_judged(step: int, groups: Groups) -> InputError:
+    """A judge that fails at all of the first completions is wrong, not unlucky."""
+    reasons = [v.extra.get("error") for row in groups.verdicts for v in row]
+    reason = next(filter(None, reasons), "it gave none a reward")
+    return InputError(
+        f"The judge could judge none of the {len(reasons)} completions of step {step}: "
+        f"{reason}. Try it on a few answers of your own first."
+    )

@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 
+from jaxrl_post import tasks
+from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.tasks import from_reward_function
 from jaxrl_post.types import Prompts
@@ -72,6 +74,8 @@ def test_what_a_function_is_called_with():
     SEEN.clear()
     from_reward_function(sees)(make_prompts(), ["a", "b"])
     from_reward_function(sees, conversational=True)(make_prompts(), ["a", "b"])
+    logging = {SEEN[0].pop(name) for name in ("log_extra", "log_metric")}
+    assert all(map(callable, logging))
     assert SEEN[0] == {
         "prompts": ["Be brief.\n\nHow much?"] * 2,
         "completions": ["a", "b"],
@@ -134,3 +138,51 @@ def test_bad_input():
         from_reward_function([says, says], weights=[1.0])
     with pytest.raises(ValueError, match="too_few returned 1 rewards for 2"):
         from_reward_function(too_few)(make_prompts(), ["a", "b"])
+
+
+# What TRL's functions may take beside columns -----------------------------------------
+
+
+def log_things(completions, log_extra, log_metric):
+    log_extra("first", [text[:1] for text in completions])
+    log_metric("seen", len(completions))
+    return [1.0 for _ in completions]
+
+
+def test_what_a_function_logs_is_kept_with_the_verdicts():
+    prompts = Prompts(("a", "b"), ((), ()), ({}, {}), (None, None))
+    verdicts = from_reward_function(log_things)(prompts, ["xy", "z"])
+    assert [v.extra["first"] for v in verdicts] == ["x", "z"]
+    assert [v.extra["reward/seen"] for v in verdicts] == [2.0, 2.0]
+
+
+def test_async_functions_wait_at_the_same_time():
+    """Each lets the other go on: one after the other they would wait for ever."""
+    import asyncio
+
+    turns = []
+
+    def function(name, other):
+        async def reward(completions, **kwargs):
+            turns.append(name)
+            while other not in turns:
+                await asyncio.sleep(0)
+            return [1.0 for _ in completions]
+
+        return reward
+
+    judge = from_reward_function([function("a", "b"), function("b", "a")])
+    prompts = Prompts(("q",), ((),), ({},), (None,))
+    assert judge(prompts, ["x"])[0].reward == 2.0
+
+
+def wants_target(completions, target):
+    return [0.0 for _ in completions]
+
+
+def test_a_missing_column_is_an_error_when_the_task_is_opened(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "1+1", "targets": "2"}\n')
+    options = {"source": str(path), "prompt": "question", "answer": None}
+    with pytest.raises(InputError, match="wants 'target'.*did you mean 'targets'"):
+        tasks.load("rows", reward=wants_target, **options)

@@ -6,7 +6,10 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from jaxrl_post import training
+from jaxrl_post.errors import InputError
 from jaxrl_post.training.metrics import read_metrics
 
 
@@ -37,3 +40,10 @@ def test_a_run_goes_on_whatever_its_judge_does(tiny_config, caplog):
     assert "died" in told and "reward is nan" in told
     messages = [r.getMessage() for r in caplog.records]
     assert any(m.startswith("judge bad_judge_task.judge: ") for m in messages)
+
+
+def test_a_judge_that_fails_at_everything_ends_the_run_and_says_why(tiny_config):
+    config = tiny_config(task={"reward": "bad_judge_task:one_short"}, evaluation={})
+    words = "none of the 16 completions of step 1: .*one_short returned 0 rewards for 1"
+    with pytest.raises(InputError, match=words):
+        training.run(config)
