@@ -1,0 +1,40 @@
+"""The documentation site: its pages, and the settings that it tells newcomers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jaxrl_post import recipes
+from jaxrl_post.training.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = ("optimizer", "sampling", "task", "tracking", "training")
+
+
+def test_every_page_is_in_the_navigation_and_exists():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    named = re.findall(r"[\w]+\.md", str(nav))
+    assert sorted(named) == sorted(path.name for path in ROOT.glob("docs/*.md"))
+
+
+@pytest.mark.parametrize("page", ["coming_from.md", "report.md"])
+def test_settings_named_are_settings(page):
+    text = (ROOT / "docs" / page).read_text()
+    hints = inspect.get_annotations(Config, eval_str=True)
+    known = {f"{s}.{key}" for s in SECTIONS for key in hints[s].__dataclass_fields__}
+    known |= {f"recipe.{key}" for key in inspect.signature(recipes.grpo).parameters}
+    known |= {"task.reward", "model.lora", "recipe.preset"}
+    named = set(re.findall(rf"`((?:recipe|model|{'|'.join(SECTIONS)})\.\w+)", text))
+    assert len(named) > 2 and named <= known, named - known
+
+
+def test_the_citation_names_the_version():
+    from jaxrl_post import __version__
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == __version__ and cited["license"] == "Apache-2.0"
