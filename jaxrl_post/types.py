@@ -74,12 +74,17 @@ class Verdict:
         (partial credit); None where the judge does not know.
       feedback: what went wrong, in words that may be shown to the self-teacher.
       extra: further columns for logs and tables, e.g. ``{"parsed": True}``.
+      observation: what the task answers, for the model to read and go on, where turns
+        are left: a text right behind its turn, or a message, after which the chat
+        template opens a new turn. The verdict on the whole then takes this one's
+        place. None: the answer is at its end.
     """
 
     reward: float | None
     success: bool | None = None
     feedback: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    observation: str | Message | None = None
 
     def __post_init__(self) -> None:
         if self.reward is not None and not math.isfinite(self.reward):

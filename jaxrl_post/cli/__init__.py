@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from jaxrl_post import __version__
 from jaxrl_post.cli import (
+    discover,
     evaluate,
     export,
     preflight,
@@ -29,6 +30,7 @@ from jaxrl_post.errors import InputError, nearest
 
 COMMANDS = {
     "train": train,
+    "discover": discover,
     "evaluate": evaluate,
     "sample": sample,
     "preflight": preflight,

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,12 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(config.run.dir)
     return processes.run(
         arguments,
-        lambda: _train(arguments, config, overrides),
-        lambda: _resumes(folder),
+        lambda: train(arguments, config, show),
+        lambda: resumes(folder),
     )
 
 
-def _resumes(run_dir: Path) -> str:
+def resumes(run_dir: Path) -> str:
     """What the same command would do, as the names of the checkpoints tell."""
     saved = [
         int(path.name)
@@ -82,7 +83,10 @@ def _resumes(run_dir: Path) -> str:
     return f"The same command, in all processes, {where}."
 
 
-def _train(arguments: argparse.Namespace, config: Config, overrides: list[str]) -> int:
+def train(
+    arguments: argparse.Namespace, config: Config, show: Callable[[Path], None]
+) -> int:
+    """Trains, or resumes, and shows the finished run; returns the exit code."""
     from jaxrl_post.cli.cache import check_compilation_cache
     from jaxrl_post.sharding.processes import is_main, on_main
     from jaxrl_post.training.loop import Interrupted, run
@@ -92,7 +96,7 @@ def _train(arguments: argparse.Namespace, config: Config, overrides: list[str]) 
     try:
         run(config, progress=Progress, allow_changes=arguments.allow_changes)
     except Interrupted as stop:
-        command = ["jaxrl-post", "train", arguments.config, *overrides]
+        command = ["jaxrl-post", *arguments.argv]
         if is_main():
             name = signal.Signals(stop.signum).name
             print(f"stopped by {name}; saved. To resume:", file=sys.stderr)

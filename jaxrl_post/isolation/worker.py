@@ -60,13 +60,17 @@ def _plain(verdict: Verdict) -> Verdict:
         raise TypeError(f"Verdict.success is {success!r:.200}; it is a bool, or None")
     if verdict.feedback is not None and not isinstance(verdict.feedback, str):
         raise TypeError(f"Verdict.feedback is {verdict.feedback!r:.200}, no text")
+    observation = verdict.observation
+    said = observation["content"] if isinstance(observation, Mapping) else observation
+    if said is not None and not isinstance(said, str):
+        raise TypeError(f"Verdict.observation is {observation!r:.200}, no text")
     if not isinstance(extra, Mapping):
         raise TypeError(f"Verdict.extra is {extra!r:.200}; it is a mapping")
     hash(extra.get("answer"))  # answers are voted on
     if not isinstance(_python(extra.get("parsed", False)), bool | float | int):
         raise TypeError(f"Verdict.extra['parsed'] is {extra['parsed']!r:.200}, no bool")
     reward = None if reward is None else float(reward)
-    return Verdict(reward, success, verdict.feedback, extra)
+    return Verdict(reward, success, verdict.feedback, extra, observation)
 
 
 def _python(value: Any) -> Any:

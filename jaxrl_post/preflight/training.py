@@ -21,6 +21,8 @@ def compile_training(shapes: Shapes) -> Iterator[Program]:
     Raises:
       InputError: the batch cannot be cut as the config says.
     """
+    if not shapes.recipe.learns:
+        return
     config, batch = shapes.config, shapes.batch
     training = config.training
     state = shapes.state.replace(gate=None)  # the host's

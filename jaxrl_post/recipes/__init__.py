@@ -27,6 +27,8 @@ from jaxrl_post.recipes.reprompt import Privileged as Privileged
 from jaxrl_post.recipes.reprompt import Reprompt as Reprompt
 from jaxrl_post.recipes.sdpo import pgpo as pgpo
 from jaxrl_post.recipes.sdpo import sdpo as sdpo
+from jaxrl_post.recipes.search import best_of_k as best_of_k
+from jaxrl_post.recipes.search import multi_turn as multi_turn
 from jaxrl_post.recipes.transforms import DynamicSampling as DynamicSampling
 from jaxrl_post.recipes.transforms import OverlongPenalty as OverlongPenalty
 
@@ -45,12 +47,14 @@ __all__ = (
     "Teacher",
     "Term",
     "Views",
+    "best_of_k",
     "demonstrated_tokens",
     "grpo",
     "grpo_presets",
     "hapo",
     "luffy",
     "make",
+    "multi_turn",
     "own_tokens",
     "pgpo",
     "replace_sft",

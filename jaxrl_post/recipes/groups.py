@@ -60,6 +60,8 @@ class Groups:
       demonstrations: one per question, where the recipe asks for them.
       is_teacher: ``[P, G, T]`` bool, the tokens of demonstrations that took a rollout's
         place; None where no transform puts any there.
+      observed: ``[P, G, T]`` bool, tokens that the task answered between two turns,
+        which the policy reads and is not trained on; None where there are none.
       extras: further arrays ``[P, G, ...]`` by name, which become `Batch.extras`.
       posterior: ``[P, 2]`` float64, a and b of the Beta distribution of each prompt's
         success rate: before this visit, earlier ones faded, until a transform that
@@ -82,6 +84,7 @@ class Groups:
     judged: np.ndarray
     demonstrations: Demonstrations | None = None
     is_teacher: np.ndarray | None = None
+    observed: np.ndarray | None = None
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     posterior: np.ndarray | None = None
     metrics: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -124,6 +124,9 @@ class Injection:
         own = {name: getattr(groups, name) for name in rows}
         own |= {"judged": groups.judged, "is_teacher": np.zeros_like(groups.mask)}
         rows |= {"judged": given.available, "is_teacher": given.is_teacher}
+        if groups.observed is not None:
+            own["observed"] = groups.observed
+            rows["observed"] = np.zeros_like(given.mask)
         new, replaced = inject(
             own,
             rows,

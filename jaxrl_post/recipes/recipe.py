@@ -15,6 +15,7 @@ from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.recipes.prefix import PrefixSchedule
 from jaxrl_post.recipes.reprompt import Reprompt
+from jaxrl_post.tasks.reprompt import Templates
 from jaxrl_post.transforms import scale_by_information
 from jaxrl_post.vocabulary import Logits
 
@@ -235,6 +236,10 @@ class Recipe:
       posterior_discount: how much of what earlier visits of a prompt showed of its
         success rate still counts at the next: `Groups.posterior`, kept from step to
         step and in checkpoints. None: nothing is remembered.
+      learns: False: completions are sampled and judged, and that is all; there are then
+        no terms.
+      history: wording in which prompts are shown with the feedback on what was sampled
+        for them in earlier steps; None: prompts are the task's.
     """
 
     name: str
@@ -252,10 +257,13 @@ class Recipe:
     rollouts: bool = True
     prefix: PrefixSchedule | None = None
     posterior_discount: float | None = None
+    learns: bool = True
+    history: Templates | None = None
 
     def __post_init__(self) -> None:
-        if not self.terms:
-            raise ValueError(f"Recipe {self.name!r} has no terms.")
+        if self.learns != bool(self.terms):
+            what = "has no terms" if self.learns else "learns nothing, but has terms"
+            raise ValueError(f"Recipe {self.name!r} {what}.")
         names = [term.name for term in self.terms]
         if len(set(names)) < len(names):
             raise ValueError(
@@ -321,6 +329,10 @@ class Recipe:
             lines.append(f"  steps: {self.information}")
         if not self.rollouts:
             lines.append("  groups: the demonstration alone, nothing is sampled")
+        if not self.learns:
+            lines.append("  nothing is learned")
+        if self.history is not None:
+            lines.append("  prompts: with the feedback on earlier attempts")
         for transform in self.group_transforms:
             lines.append(f"  groups: {transform}")
         if self.prefix is not None:

@@ -14,13 +14,16 @@ from jaxrl_post.recipes.grpo import grpo
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.recipes.reprompt import Reprompt
 from jaxrl_post.recipes.sdpo import pgpo, sdpo
+from jaxrl_post.recipes.search import best_of_k, multi_turn
 from jaxrl_post.reduction import MODES
 from jaxrl_post.tasks.lookup import check_types, resolve
 
 _RECIPES: Mapping[str, Callable[..., Recipe]] = {
+    "best_of_k": best_of_k,
     "grpo": grpo,
     "hapo": mixed.hapo,
     "luffy": mixed.luffy,
+    "multi_turn": multi_turn,
     "pgpo": pgpo,
     "replace_sft": mixed.replace_sft,
     "sdpo": sdpo,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxrl_post.errors import InputError, nearest, shown
-from jaxrl_post.tasks.base import Row, RowsTask, Task, nobody
+from jaxrl_post.tasks.base import Row, RowsTask, Task, nobody, select
 from jaxrl_post.tasks.lookup import check_types, resolve
 from jaxrl_post.tasks.rewards import RewardFunctionJudge, from_reward_function
 
@@ -24,6 +24,7 @@ __all__ = [
     "from_reward_function",
     "load",
     "options_of",
+    "select",
 ]
 
 BUILT_IN = (

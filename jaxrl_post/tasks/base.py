@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxrl_post.errors import InputError
+from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.types import Judge, Message, Prompts, Verdict
 
 
@@ -84,6 +84,38 @@ def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.intp]:
     return np.argsort(stream.random_raw(rows), kind="stable")
 
 
+def select(task: Task, questions: Sequence[str | int], key: str = "questions") -> Task:
+    """The task of some of its questions alone.
+
+    Args:
+      task: of all.
+      questions: ids or row numbers, each once.
+      key: the config's, for messages.
+
+    Raises:
+      InputError: there is no such question.
+
+    >>> rows = [Row(name, ()) for name in ("sum", "product")]
+    >>> select(RowsTask("t", rows, nobody), ["product"]).rows([0]).ids
+    ('product',)
+    """
+    ids = task.rows(range(len(task))).ids
+    chosen = []
+    for wanted in questions:
+        if isinstance(wanted, str) and wanted not in ids:
+            raise InputError(f"{key}: no question {wanted!r}; {nearest(wanted, ids)}")
+        index = ids.index(wanted) if isinstance(wanted, str) else wanted
+        if not 0 <= index < len(ids):
+            raise InputError(
+                f"{key}: no row {index}; the task has {len(ids)}, counted from 0."
+            )
+        chosen.append(index)
+    found = task.rows(chosen)
+    fields = (found.ids, found.messages, found.columns, found.demonstrations)
+    rows = [Row(*row) for row in zip(*fields, strict=True)]
+    return RowsTask(task.name, rows, task.judge, getattr(task, "turns", 1))
+
+
 def nobody(prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
     """The judge of rows without answers, until a reward function takes its place.
 
@@ -112,8 +144,20 @@ class RowsTask:
     True
     """
 
-    def __init__(self, name: str, rows: Sequence[Row], judge: Judge) -> None:
-        """Raises InputError for no rows at all and for an id that comes twice."""
+    def __init__(
+        self, name: str, rows: Sequence[Row], judge: Judge, turns: int = 1
+    ) -> None:
+        """Raises InputError for no rows at all and for an id that comes twice.
+
+        Args:
+          name: for logs and error messages.
+          rows: the questions.
+          judge: of answers; may answer with `Verdict.observation`.
+          turns: of an answer at most, observations between them.
+        """
+        if turns < 1:
+            raise InputError(f"Task {name!r}: turns={turns}; it must be at least 1.")
+        self.turns = turns
         if not rows:
             raise InputError(f"Task {name!r} has no rows; check its split and filters.")
         seen: set[str] = set()

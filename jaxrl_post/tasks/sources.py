@@ -18,9 +18,9 @@ def read(
     """All records of one split.
 
     Args:
-      source: a ``.jsonl``, ``.json`` (a list of objects) or ``.parquet`` file, taken
-        whole; a folder with one such file per split (``train.jsonl``); else the id of a
-        data set on the Hub, opened with `datasets`.
+      source: a ``.jsonl``, ``.json`` (an object or a list of them) or ``.parquet``
+        file, taken whole; a folder with one such file per split (``train.jsonl``);
+        else the id of a data set on the Hub, opened with `datasets`.
       split: name of the split. Of no meaning for a file.
       subset: configuration of the Hub's data set.
       revision: branch, tag or commit of it.
@@ -107,8 +107,9 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
         return _read_parquet(path)
     if path.suffix == ".json":
         records = _parsed(path.read_bytes(), str(path))
+        records = [records] if isinstance(records, dict) else records
         if not isinstance(records, list):
-            raise InputError(f"{path} must hold a list of objects.")
+            raise InputError(f"{path} must hold an object, or a list of objects.")
         for number, record in enumerate(records, start=1):
             _check_record(record, f"{path}, item {number}")
     elif path.suffix == ".jsonl":

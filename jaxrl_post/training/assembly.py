@@ -23,6 +23,7 @@ def make_groups(
     rollouts: Rollouts,
     completions: Sequence[str],
     verdicts: Sequence[Verdict],
+    written: np.ndarray | None = None,
 ) -> Groups:
     """Rollouts and verdicts, both in rows ``p * G + g``, as groups."""
     count = len(prompts)
@@ -48,6 +49,7 @@ def make_groups(
         verdicts=rows(verdicts),
         rewards=grouped(np.where(judged, rewards, 0.0)),
         judged=grouped(judged),
+        observed=None if written is None else grouped(rollouts.mask & ~written),
     )
 
 
@@ -85,8 +87,8 @@ def make_batch(
 ) -> Batch:
     """The batch of a step.
 
-    Completions that were not judged, and truncated ones under `Recipe.mask_truncated`,
-    are attended to but not trained on.
+    Observations, completions that were not judged, and truncated ones under
+    `Recipe.mask_truncated`, are attended to but not trained on.
 
     Args:
       groups: after the recipe's group transforms.
@@ -117,6 +119,7 @@ def make_batch(
     context_mask = fill(pad_left(groups.context_mask, width))
     context_mask[len(groups) :, -1] = True  # every context has a token
     mask = rows(groups.mask)
+    learnt = mask if groups.observed is None else mask & ~rows(groups.observed)
     of_teacher = {}
     extras = {name: rows(x) for name, x in groups.extras.items()}
     if teacher is not None:
@@ -134,7 +137,7 @@ def make_batch(
         context_mask=context_mask,
         responses=rows(groups.tokens).astype(np.int32),
         token_mask=mask,
-        loss_mask=mask & rows(trained)[:, None],
+        loss_mask=learnt & rows(trained)[:, None],
         sequence_mask=rows(np.ones_like(groups.judged)),
         advantages=rows(advantages.astype(np.float32)),
         sampler_logps=rows(groups.sampler_logps),

@@ -26,6 +26,12 @@ def completion_rows(
       advantages: ``[P, G]``.
     """
     rows: list[dict[str, Any]] = []
+
+    def observed(p: int, g: int, length: int) -> dict[str, Any]:
+        if groups.observed is None:
+            return {}
+        return {"observed": groups.observed[p, g, :length].astype(int).tolist()}
+
     for p, verdicts in enumerate(groups.verdicts):
         prompt_ids = groups.contexts[p][groups.context_mask[p]].tolist()
         for g, verdict in enumerate(verdicts):
@@ -49,6 +55,7 @@ def completion_rows(
                     "success": verdict.success,
                     "feedback": verdict.feedback,
                     "advantage": float(advantages[p, g]),
+                    **observed(p, g, length),
                     **({"teacher_tokens": int(given)} if given else {}),
                     "extra": dict(verdict.extra),
                 }

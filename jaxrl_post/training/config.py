@@ -134,11 +134,13 @@ class TaskConfig:
       max_prompt_length: tokens; longer prompts are dropped and counted, never cut.
       max_dropped_share: of the prompts; when more are too long, that is an error.
       judge_timeout: seconds that the judging of one completion may take.
+      questions: those to train on, by id or by row number from 0; null: all.
       options: every other key of the section, arguments of the task.
     """
 
     name: str
     split: str = "train"
+    questions: tuple[Any, ...] | None = None
     max_prompt_length: int = number(1024, at_least=1)
     max_dropped_share: float = number(0.1, at_least=0, at_most=1)
     judge_timeout: float = number(10.0, above=0)
@@ -219,6 +221,8 @@ class TrainingConfig:
       checkpoint_every: steps between checkpoints; one more is made at the end and on
         a signal.
       keep_checkpoints: how many of the last checkpoints stay.
+      stop_at_success: ends the run with the first step in which the judge calls a
+        completion a success.
       keep_best: a metric, such as ``eval/science/avg@16``: of the checkpoints of steps
         that have it, the one where it is greatest stays as well; null: none.
     """
@@ -239,6 +243,7 @@ class TrainingConfig:
     teacher_tokens: bool = False
     checkpoint_every: int = number(50, at_least=1)
     keep_checkpoints: int = number(2, at_least=1)
+    stop_at_success: bool = False
     keep_best: str | None = None
 
 
@@ -451,7 +456,7 @@ class Config:
         return problems
 
 
-_WHOLE_RUN = {"keep_checkpoints", "keep_best"}
+_WHOLE_RUN = {"keep_checkpoints", "keep_best", "stop_at_success"}
 _STAGE_SECTIONS = ("task", "recipe", "optimizer", "training", "sampling")
 
 

@@ -46,6 +46,13 @@ def problems_of(config: Config) -> list[str]:
     ]
     if (lora := config.model.lora) is not None and not lora.targets:
         problems.append("model.lora.targets=[]: name a module, or '*' for all")
+    problems += [
+        f"task.questions={shown(wanted)}: expected ids, or row numbers from 0"
+        for wanted in config.task.questions or ()
+        if not isinstance(wanted, str) and (type(wanted) is not int or wanted < 0)
+    ]
+    if config.task.questions == ():
+        problems.append("task.questions=[]: name a question, or null for all")
     if config.run.dir is not None and not config.run.dir.isprintable():
         problems.append(
             f"run.dir={config.run.dir!r}: has characters that cannot be shown; choose "

@@ -276,7 +276,13 @@ def _in_words(hint: Any) -> str:
         return " or ".join(map(repr, arguments))
     if origin is tuple:
         return f"a list, each item {_in_words(arguments[0])}"
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    words = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Any: "a value",
+    }
     return words.get(hint, "a section of keys")
 
 

@@ -12,7 +12,7 @@ import chex
 import jax
 import numpy as np
 
-from jaxrl_post.generation import Sampler, encode_prompts
+from jaxrl_post.generation import EncodedPrompts, Sampler, encode_prompts
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.tasks import Task
@@ -26,6 +26,7 @@ from jaxrl_post.training.setup import (
     slots_bound,
 )
 from jaxrl_post.training.statistics import evaluation_metrics
+from jaxrl_post.training.turns import in_turns, turns_of
 from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Prompts
 
@@ -78,6 +79,7 @@ class Evaluator:
         tasks = open_tasks(config) if tasks is None else tasks
         self._tokenizer, self._pool, self._mesh = tokenizer, pool, mesh
         self._seed = config.run.seed
+        self._template_arguments = config.model.chat_template_arguments
         self._blocks: dict[str, _Block] = {}
         samplers: dict[tuple, Sampler] = {}
         slots = slots_bound(config.sampling, mesh) or _SLOTS
@@ -91,9 +93,10 @@ class Evaluator:
                 multiple=1,
                 chat_template_arguments=config.model.chat_template_arguments,
             )
-            sampler = open_sampler(
-                policy, tokenizer, block, block.max_prompt_length, slots=slots
-            )
+            longest = block.max_prompt_length
+            if turns_of(task) > 1:  # the turns before are context too
+                longest += block.max_new_tokens
+            sampler = open_sampler(policy, tokenizer, block, longest, slots=slots)
             # Blocks that differ in nothing but temperature share compiled programs.
             alike = (block.max_new_tokens, block.top_k, block.top_p, block.min_p)
             sampler = samplers.setdefault(alike, sampler)
@@ -129,7 +132,7 @@ class Evaluator:
                 temperature=temperature,
             )
         repeated = prompts.take(np.repeat(np.arange(len(prompts)), samples).tolist())
-        _, verdicts = read_and_judge(
+        texts, verdicts = read_and_judge(
             self._tokenizer,
             self._pool,
             block.task.judge,
@@ -138,13 +141,34 @@ class Evaluator:
             rollouts.mask,
         )
 
+        def generate(contexts, mask, turn):
+            own = jax.random.fold_in(key, turn)
+            with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+                return block.sampler.generate(
+                    params, contexts, mask, key=own, temperature=temperature
+                )
+
+        answers = in_turns(
+            rollouts,
+            texts,
+            verdicts,
+            EncodedPrompts(prompts, block.contexts, block.mask, ()),
+            task=block.task,
+            pool=self._pool,
+            tokenizer=self._tokenizer,
+            generate=generate,
+            context_limit=block.config.max_prompt_length,
+            chat_template_arguments=self._template_arguments,
+        )
+        rollouts, verdicts = answers.rollouts, list(answers.verdicts)
+
         def grouped(values):
             return [values[i : i + samples] for i in range(0, len(values), samples)]
 
-        answers = None
+        given = None
         if all("answer" in v.extra for v in verdicts if v.reward is not None):
-            answers = grouped([v.extra.get("answer") for v in verdicts])
-        metrics = evaluation_metrics(grouped([v.success for v in verdicts]), answers)
+            given = grouped([v.extra.get("answer") for v in verdicts])
+        metrics = evaluation_metrics(grouped([v.success for v in verdicts]), given)
         parsed = [v.extra["parsed"] for v in verdicts if "parsed" in v.extra]
         if parsed:
             metrics["parsed"] = float(np.mean(parsed))

@@ -48,3 +48,12 @@ def judge_rows(
     """The verdicts of the answers to some of the prompts."""
     asked = prompts.take(list(range(*rows.indices(len(prompts)))))
     return list(pool.judge(judge, asked, texts)) if len(asked) else []
+
+
+def judge_texts(
+    pool: JudgePool, judge: Judge, prompts: Prompts, texts: Sequence[str]
+) -> list[Verdict]:
+    """The verdicts of texts, each process judging its share of them."""
+    return processes.in_shares(
+        len(texts), lambda rows: judge_rows(pool, judge, prompts, texts[rows], rows)
+    )

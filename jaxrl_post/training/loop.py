@@ -18,7 +18,7 @@ from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.sharding.processes import fetch, gather, is_main, on_main, together
-from jaxrl_post.tasks import Task
+from jaxrl_post.tasks import Task, select
 from jaxrl_post.training import faults, run_folder
 from jaxrl_post.training.checkpoints import Checkpoints
 from jaxrl_post.training.config import Config
@@ -87,7 +87,8 @@ def run(
                 run_dir, config, allow_changes=allow_changes
             )
         )
-        if row := on_main(lambda: run_folder.final_row(run_dir, stages[-1].last)):
+        steps, early = stages[-1].last, config.training.stop_at_success
+        if row := on_main(lambda: run_folder.final_row(run_dir, steps, early)):
             return RunResult(run_dir, None, row)
         on_main(lambda: run_folder.clean(run_dir))
         noted = stack.enter_context(signals(config.run.grace_seconds))
@@ -112,7 +113,7 @@ class _Run:
         # What costs nothing is opened first: a wrong name shows before weights load.
         tasks = [_open_task(stage) for stage in stages]
         measured = open_tasks(config)
-        meshes = [open_mesh(stage.config) for stage in stages]
+        meshes = [open_mesh(s.config, trains=s.recipe.learns) for s in stages]
         mesh = meshes[0]
         self.policy, self.params, self.tokenizer = open_model(config, mesh)
         self.trainers = [
@@ -173,7 +174,11 @@ class _Run:
                 code = self.checkpoints.about(saved).get("about", {}).get("code")
                 if code != code_version():
                     display.message(f"changed: code: {code} -> {code_version()}")
+            early = self.config.training.stop_at_success
+            found = early and on_main(lambda: run_folder.succeeded(self.dir))
             for trainer in self.trainers[current:]:
+                if found:
+                    break
                 stage, training = trainer.stage, trainer.config.training
                 if stage is not self.stages[current]:
                     state = stage.begin(
@@ -181,10 +186,11 @@ class _Run:
                     )
                 every = training.evaluate_every
                 for step in range(int(state.step) + 1, stage.last + 1):
-                    last = step == stage.last
                     try:
                         with noted.step():
                             state, row = trainer.step(state, step)
+                            found = early and trainer.has_succeeded(row)
+                            last = found or step == stage.last
                             if last or (every and step % every == 0):
                                 row |= self._evaluate(state)
                     except StepGivenUp:
@@ -193,7 +199,7 @@ class _Run:
                     on_main(partial(writer.write, row))
                     trackers.log(row)
                     display.update(step, row)
-                    if skipped := row["update/skipped"]:
+                    if skipped := row.get("update/skipped"):
                         display.message(
                             f"step {step}: {skipped:.0%} of the updates skipped; see "
                             f"{self.dir / faults.FOLDER}"
@@ -201,6 +207,8 @@ class _Run:
                     trainer.check_skips(state, step)
                     if last or step % training.checkpoint_every == 0:
                         self.checkpoints.save(state, row)
+                    if found:
+                        break
                     if step != steps:
                         self._stop_if_asked(noted, state, row)
         # The model says that the run is finished: all else is on disk before it.
@@ -278,8 +286,11 @@ class _Run:
 
 
 def _open_task(stage: Stage) -> Task:
-    section = stage.config.task
-    return open_task(section.name, section.split, section.options, stage.key("task"))
+    section, key = stage.config.task, stage.key("task")
+    task = open_task(section.name, section.split, section.options, key)
+    if section.questions is None:
+        return task
+    return select(task, section.questions, f"{key}.questions")
 
 
 def _check_alike(config: Config) -> None:

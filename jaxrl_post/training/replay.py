@@ -152,4 +152,5 @@ class Replay:
             verdicts=grouped(verdicts),
             rewards=np.where(judged, rewards, 0.0).astype(np.float32).reshape(shape),
             judged=judged.reshape(shape),
+            observed=tokens("observed", bool) if "observed" in rows[0] else None,
         )

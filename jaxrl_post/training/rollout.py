@@ -29,9 +29,11 @@ from jaxrl_post.training.assembly import (
 )
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.history import History
 from jaxrl_post.training.judging import read_and_judge
 from jaxrl_post.training.posteriors import Posteriors
 from jaxrl_post.training.prefixes import continue_prefixes
+from jaxrl_post.training.turns import in_turns
 from jaxrl_post.training.widths import fit_width, pad_left
 
 
@@ -73,6 +75,8 @@ class Collected:
 
 _OF_PREFIX = 1 << 20
 """Folded into a round's key for the policy's continuations of demonstrations."""
+_OF_TURN = 1 << 21
+"""Folded into it, and a turn's number added, for the turns after the first."""
 
 
 class Collector:
@@ -99,6 +103,9 @@ class Collector:
         self._config, self._task, self._recipe = config, task, recipe
         self._sampler, self._tokenizer, self._pool = sampler, tokenizer, pool
         self._store, self._mesh = demonstrations, mesh
+        self._history = None
+        if recipe.history is not None:
+            self._history = History(config, recipe.history, tokenizer)
         self._rows: Mapping[str, int] = {}
         if recipe.posterior_discount is not None:
             names = task.rows(range(len(task))).ids
@@ -131,6 +138,8 @@ class Collector:
         while True:
             missing = wanted - sum(map(len, kept))
             prompts = self._task.prompts(self._config.run.seed, cursor, missing)
+            if self._history is not None:
+                prompts = self._history.show(prompts, moment.step)
             cursor += missing
             encoded = self._encode(prompts)
             dropped += len(encoded.dropped)
@@ -176,6 +185,8 @@ class Collector:
         # Where every group was dropped one of them stays, to give the batch its form;
         # without variance it trains nothing.
         groups = concatenate(kept) if kept else (last or sampled[0]).take([0])
+        if self._history is not None:
+            self._history.add(groups)
         metrics = {
             **self._sampling_metrics(concatenate(sampled), times),
             **{name: float(np.mean(x)) for name, x in groups.metrics.items()},
@@ -226,8 +237,30 @@ class Collector:
         times["time/generate"] += time.perf_counter() - start
         start = time.perf_counter()
         texts, verdicts = self._judge(encoded.prompts, rollouts.tokens, rollouts.mask)
+        answers = in_turns(
+            rollouts,
+            texts,
+            verdicts,
+            encoded,
+            task=self._task,
+            pool=self._pool,
+            tokenizer=self._tokenizer,
+            generate=lambda contexts, mask, turn: self._generate(
+                params, contexts, mask, 1, jax.random.fold_in(key, _OF_TURN + turn)
+            ),
+            context_limit=limit,
+            chat_template_arguments=self._config.model.chat_template_arguments,
+        )
         times["time/judge"] += time.perf_counter() - start
-        return make_groups(encoded.prompts, contexts, mask, rollouts, texts, verdicts)
+        return make_groups(
+            encoded.prompts,
+            contexts,
+            mask,
+            answers.rollouts,
+            answers.texts,
+            answers.verdicts,
+            answers.written,
+        )
 
     def _generate(self, params, contexts, mask, size, key):
         with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():

@@ -223,7 +223,17 @@ def _disk_problem(error: BaseException | None, run_dir: Path) -> str | None:
     return None
 
 
-def final_row(run_dir: Path, steps: int) -> Mapping[str, Any] | None:
+def succeeded(run_dir: Path) -> bool:
+    """Whether the last step of a run had a success."""
+    if not (run_dir / FILE_NAME).exists():
+        return False
+    rows = read_metrics(run_dir)
+    return bool(rows) and (rows[-1].get("reward/success") or 0.0) > 0
+
+
+def final_row(
+    run_dir: Path, steps: int, stop_at_success: bool = False
+) -> Mapping[str, Any] | None:
     """The last row of a run that is finished, or None.
 
     The model is written after the last row; an older one is that of a run which was
@@ -235,7 +245,8 @@ def final_row(run_dir: Path, steps: int) -> Mapping[str, Any] | None:
     if model.stat().st_mtime_ns < metrics.stat().st_mtime_ns:
         return None
     rows = read_metrics(run_dir)
-    return rows[-1] if rows and rows[-1]["step"] == steps else None
+    done = bool(rows) and rows[-1]["step"] == steps
+    return rows[-1] if done or (stop_at_success and succeeded(run_dir)) else None
 
 
 def _may_change(key: str, config: Config) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
@@ -33,6 +34,7 @@ from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.training.teacher_accuracy import teacher_accuracy, teacher_params
 from jaxrl_post.training.teacher_contexts import make_teacher_contexts
 from jaxrl_post.training.token_scores import TokenScores, token_texts
+from jaxrl_post.training.turns import turns_of
 from jaxrl_post.training.update import make_score_step, make_update_step
 
 _OF_TEACHER = 1 << 30
@@ -56,11 +58,19 @@ class Trainer:
         self.task, self.policy, self.tokenizer = task, policy, tokenizer
         self.pool, self.mesh, self.dir = pool, mesh, run_dir
         config, recipe, training = stage.config, stage.recipe, stage.config.training
+        longest = config.task.max_prompt_length
+        if turns_of(task) > 1:  # the turns before are context too
+            longest += config.sampling.max_new_tokens
+            if training.teacher_samples:
+                raise InputError(
+                    f"{stage.key('training.teacher_samples')}: a teacher's answers of "
+                    f"several turns (task {task.name!r}) are not measured; set null."
+                )
         self.sampler = sampler = open_sampler(
             self.policy,
             self.tokenizer,
             config.sampling,
-            config.task.max_prompt_length,
+            longest,
             slots=slots_bound(config.sampling, mesh),
         )
         self.store = None
@@ -87,6 +97,9 @@ class Trainer:
                 demonstrations=self.store,
                 mesh=self.mesh,
             )
+        if not recipe.learns:
+            self.optimizer = optax.with_extra_args_support(optax.identity())
+            return
         updates = training.steps * training.updates_per_step
         self.schedule = make_schedule(config.optimizer, updates)
         self.optimizer = make_optimizer(config.optimizer, updates, recipe.information)
@@ -131,6 +144,12 @@ class Trainer:
         groups, row = collected.groups, collected.metrics
         if step == self.stage.first + 1 and row.get("reward/unjudged") == 1:
             raise _nothing_judged(step, groups)
+        row = {"step": step, **self.stage.metrics, **row}
+        if not self.recipe.learns:
+            unread = np.zeros_like(groups.rewards)
+            processes.on_main(partial(self._write_completions, step, groups, unread))
+            state = self._count(state, step, collected.cursor)
+            return state, {**row, "time/step": time.perf_counter() - start}
         teacher = None
         if self.recipe.reprompt is not None:
             teacher = make_teacher_contexts(
@@ -175,17 +194,10 @@ class Trainer:
                     partial(faults.save_batch, self.dir, step, number, part, metrics)
                 )
         learned = any(not u["update/skipped"] for u in updates)
-        counts = [jnp.asarray(n, jnp.int32) for n in (step, collected.cursor)]
-        now, cursor = processes.replicate(counts, self.mesh)
-        state = state.replace(
-            step=now,
-            cursor=cursor,
-            gate=collected.posterior if learned else gate,
-        )
+        state = self._count(state, step, collected.cursor)
+        state = state.replace(gate=collected.posterior if learned else gate)
         update_time = time.perf_counter() - begun
         row = {
-            "step": step,
-            **self.stage.metrics,
             **row,
             **{name: np.mean([u[name] for u in updates]) for name in updates[0]},
             "time/update": update_time,
@@ -195,6 +207,25 @@ class Trainer:
             ),
         }
         return state, row
+
+    def has_succeeded(self, row: Mapping[str, Any]) -> bool:
+        """Whether a step's row counts a success.
+
+        Raises:
+          InputError: the judge does not say what is one.
+        """
+        if "reward/success" not in row and row["reward/unjudged"] < 1:
+            key = self.stage.key("training.stop_at_success")
+            raise InputError(
+                f"{key}: the judge of task {self.task.name!r} gives rewards but does "
+                "not say what a success is; have it set Verdict.success."
+            )
+        return row.get("reward/success", 0.0) > 0
+
+    def _count(self, state: TrainState, step: int, cursor: int) -> TrainState:
+        counts = [jnp.asarray(n, jnp.int32) for n in (step, cursor)]
+        now, drawn = processes.replicate(counts, self.mesh)
+        return state.replace(step=now, cursor=drawn)
 
     def _is_shown(self, step: int) -> bool:
         """Whether the step is the stage's first or last, or one that is evaluated."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice, zip_longest
 from random import Random
+from typing import Literal
 
 from jaxrl_post.tasks.base import Row, RowsTask
 from jaxrl_post.tasks.science import biology, chemistry, materials, physics, programs
+from jaxrl_post.tasks.science.calculator import WithCalculator
 from jaxrl_post.tasks.science.judge import ScienceJudge, final_answer, judge_one
 from jaxrl_post.tasks.science.question import LEVELS, SPLITS, Question, split_of
 
@@ -102,6 +104,8 @@ def load(
     domains: Sequence[str] | None = None,
     size: int | None = None,
     seed: int = 0,
+    tool: Literal["none", "calculator"] = "none",
+    turns: int = 8,
 ) -> RowsTask:
     """The science task.
 
@@ -112,6 +116,9 @@ def load(
       size: questions per domain and level at most; None for 512 in train and 64 in
         the others.
       seed: decides which questions are drawn.
+      tool: "calculator": a turn that ends with ``=`` is answered with what stands
+        before it, worked out; set ``sampling.stop: ["="]``.
+      turns: of an answer with a tool, at most.
 
     Returns:
       A task whose first rows are a sample of all: domains and levels take turns.
@@ -141,4 +148,6 @@ def load(
         for level in levels
     ]
     rows = [row for turn in zip_longest(*cells) for row in turn if row is not None]
-    return RowsTask("science", rows, ScienceJudge())
+    if tool == "none":
+        return RowsTask("science", rows, ScienceJudge())
+    return RowsTask("science", rows, WithCalculator(ScienceJudge()), turns)
