@@ -61,8 +61,11 @@ def settings() -> Iterator[Setting]:
         for topology in ("v5p:4x4x4", "h100:1x4", "h100:1x8", "v6e:8x8"):
             yield Setting(name, config, topology)
     yield Setting("pgpo", PGPO, "v5e:8x8", margin=0.05)
-    one = "training.micro_batch_tokens_per_shard=9216"  # sequence at a time
-    yield Setting("hapo", HAPO, "v5e:8x8", (one,), margin=0.05)
+    small = (
+        "training.micro_batch_tokens_per_shard=9216",  # one sequence at a time
+        "sampling.slots_per_shard=8",
+    )
+    yield Setting("hapo", HAPO, "v5e:8x8", small, margin=0.05)
     large = ("model.path=Qwen/Qwen3-32B", "mesh.tensor=4")
     for topology in ("h100:2x8", "v5p:4x4x4"):
         yield Setting("pgpo-32b", PGPO, topology, large)
