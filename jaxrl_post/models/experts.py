@@ -8,12 +8,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.sharding.mesh import BATCH_AXES, auto_axes
 from jaxrl_post.sharding.rules import RULES
 
 Kernels = tuple[jax.Array, jax.Array, jax.Array]
+
+PRODUCT_NAME = "experts"
+"""What the experts' products put out, for policies of what is kept."""
 
 
 def routed(
@@ -90,7 +94,10 @@ def _computed(x, ids, weights, gate, up, down, *, activation, axis=None):
     order = jnp.argsort(ids, stable=True)  # by expert, those of other devices last
     owner = order // (len(ids) // len(tokens))
     sizes = jnp.bincount(ids, length=here).astype(jnp.int32)
-    ragged = partial(jax.lax.ragged_dot, group_sizes=sizes)
+
+    def ragged(rows, kernels):
+        return checkpoint_name(jax.lax.ragged_dot(rows, kernels, sizes), PRODUCT_NAME)
+
     rows = tokens[owner]
     out = ragged(activation(ragged(rows, gate)) * ragged(rows, up), down)
     # Rows behind the last group are of no expert here: whatever they hold is dropped.

@@ -11,12 +11,14 @@ from jax import checkpoint_policies as policies
 
 from jaxrl_post.errors import nearest
 from jaxrl_post.models.chunked import SAVED_NAME
+from jaxrl_post.models.experts import PRODUCT_NAME
 
 POLICIES: dict[str, Any] = {
     "none": None,
     "full": policies.nothing_saveable,
     "products": policies.save_from_both_policies(
-        policies.dots_saveable, policies.save_only_these_names(SAVED_NAME)
+        policies.dots_saveable,
+        policies.save_only_these_names(SAVED_NAME, PRODUCT_NAME),
     ),
     "dots_saveable": policies.dots_saveable,
     "dots_with_no_batch_dims_saveable": policies.dots_with_no_batch_dims_saveable,

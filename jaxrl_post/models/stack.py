@@ -133,7 +133,9 @@ def decoder(
                 jax.random.split(layer_key, config.num_layers)
             ),
             "final_norm": {
-                "scale": jnp.full((config.hidden_size,), 1 - config.norm_offset)
+                "scale": jnp.full(
+                    (config.hidden_size,), 1 - config.norm_offset, jnp.float32
+                )
             },
         }
         if not config.tie_embeddings:

@@ -19,7 +19,7 @@ from jaxrl_post.report.page import write_page
 from jaxrl_post.report.panels import FURTHER, SECTIONS, Drawn
 from jaxrl_post.report.pictures import write_pictures
 from jaxrl_post.report.run import Run, read_run
-from jaxrl_post.training.run_folder import flat_keys
+from jaxrl_post.training.configfile import flat_keys
 
 Group = Sequence[Run]
 

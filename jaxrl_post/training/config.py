@@ -131,10 +131,10 @@ class TaskConfig:
     Attributes:
       name: a built-in task, or ``my_module:my_task``.
       split: the part of the data to train on.
+      questions: those to train on, by id or by row number from 0; null: all.
       max_prompt_length: tokens; longer prompts are dropped and counted, never cut.
       max_dropped_share: of the prompts; when more are too long, that is an error.
       judge_timeout: seconds that the judging of one completion may take.
-      questions: those to train on, by id or by row number from 0; null: all.
       options: every other key of the section, arguments of the task.
     """
 

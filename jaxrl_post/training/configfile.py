@@ -327,3 +327,15 @@ def _nearest_path(path: str, known: Sequence[str]) -> str:
         return f"did you mean {' or '.join(map(repr, moved))}?"
     siblings = [name for name in known if name.rpartition(".")[0] == section]
     return nearest(path, siblings or known)
+
+
+def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested keys, by their whole names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flat_keys(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat

@@ -22,6 +22,7 @@ from jaxrl_post.tasks import Task, select
 from jaxrl_post.training import faults, run_folder
 from jaxrl_post.training.checkpoints import Checkpoints
 from jaxrl_post.training.config import Config
+from jaxrl_post.training.configfile import flat_keys
 from jaxrl_post.training.evaluation import Evaluator, open_tasks
 from jaxrl_post.training.interruption import Interrupted as Interrupted
 from jaxrl_post.training.interruption import Signals, StepGivenUp, signals
@@ -295,7 +296,7 @@ def _open_task(stage: Stage) -> Task:
 
 def _check_alike(config: Config) -> None:
     """Refuses processes that were not told the same: they would wait for ever."""
-    trees = [run_folder.flat_keys(tree) for tree in gather(config.to_dict)]
+    trees = [flat_keys(tree) for tree in gather(config.to_dict)]
     for index, tree in enumerate(trees):
         names = sorted({*tree, *trees[0]})
         if wrong := [n for n in names if tree.get(n) != trees[0].get(n)]:

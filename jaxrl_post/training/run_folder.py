@@ -19,6 +19,7 @@ import yaml
 from jaxrl_post.errors import ConfigError, InputError
 from jaxrl_post.sharding import processes
 from jaxrl_post.training.config import Config
+from jaxrl_post.training.configfile import flat_keys
 from jaxrl_post.training.metrics import FILE_NAME, read_metrics
 
 MODEL = "model"
@@ -268,16 +269,4 @@ def _keys(tree: Mapping[str, Any]) -> dict[str, Any]:
         for name in stages:
             flat.pop(f"stages.{name}", None)  # a stage that changes nothing
             flat.setdefault(f"stages.{name}.training.steps", steps)
-    return flat
-
-
-def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested keys, by their whole names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flat_keys(value, f"{name}.")
-        else:
-            flat[name] = value
     return flat

@@ -147,7 +147,9 @@ class Trainer:
         row = {"step": step, **self.stage.metrics, **row}
         if not self.recipe.learns:
             unread = np.zeros_like(groups.rewards)
-            processes.on_main(partial(self._write_completions, step, groups, unread))
+            processes.on_main(
+                partial(self._write_completions, step, groups, unread, {})
+            )
             state = self._count(state, step, collected.cursor)
             return state, {**row, "time/step": time.perf_counter() - start}
         teacher = None

@@ -460,7 +460,7 @@ MODELS = [
     (sample("m_heads"), "num_heads=4 is not a multiple of num_kv_heads=3"),
     (sample("m_missing_key"), "vocab_size is missing"),
     (sample("m_layers"), f"the config has {2**30} layers, the files have"),
-    (sample("m_rope"), "rope_parameters = 'long' is no object"),
+    (sample("m_rope"), "rope_scaling = 'long' is no object"),
     (sample("m_activation"), "hidden_act = 'gelu' is not supported, only 'silu'"),
     (sample("m_stop"), "eos_token_id = 'end' is no token's id"),
     (sample("m_missing"), "missing: model.norm.weight"),

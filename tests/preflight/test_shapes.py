@@ -17,7 +17,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configs_longest_batch(path):
-    config = load_config(path, ["training.group_size=4", "training.updates_per_step=2"])
+    told = ["training.group_size=4", "training.updates_per_step=2"]
+    config = load_config(path, [*told, "training.prompts_per_step=8"])
     if config.stages:
         config = config.stage([*config.stages][-1])
     recipe = recipes.make(config.recipe.name, **config.recipe.arguments)
