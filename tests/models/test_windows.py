@@ -159,7 +159,8 @@ def test_a_window_beyond_all_tokens_is_none(params):
         first, second = (
             jitted(c, how).hidden(params, tokens, *rest)[0] for c in (wide, none)
         )
-        np.testing.assert_allclose(first, second, atol=1e-6)
+        # Two programs, each with roundings of its own (1.7e-6 on jax 0.12).
+        np.testing.assert_allclose(first, second, atol=1e-5)
 
 
 def test_what_lies_before_the_window_does_not_matter(params):
