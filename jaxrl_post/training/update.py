@@ -83,7 +83,6 @@ def make_update_step(
     """
     del rules  # the state brings its shardings along
     optimizer = optax.with_extra_args_support(optimizer)
-    in_order = mesh is None and jax.default_backend() == "cpu"
 
     def loss_fn(trainable, state, part):
         params = merge_params(trainable, state.frozen)
@@ -146,19 +145,11 @@ def make_update_step(
         def keep(new, old):
             return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
-        kept = keep(trainable, state.trainable)
-        if in_order:
-            # The same again, of gradients that are there when the weights are. Else
-            # XLA, which on CPU makes each array apart, copies all moments beforehand:
-            # the weights' kernels might come after those that overwrite them.
-            known = _known_with(kept)
-            late = jax.tree.map(lambda g: jnp.where(known, g, 0), grads)
-            _, opt_state = optimizer.update(late, before, state.trainable, **extra)
         new_state = state.replace(
             update=state.update + 1,
             skipped=jnp.where(good, 0, state.skipped + 1),
             norms=norms,
-            trainable=kept,
+            trainable=keep(trainable, state.trainable),
             opt_state=put_back(keep(opt_state, before), state.opt_state),
             teacher=_teach(recipe, state, trainable, keep),
         )
@@ -226,15 +217,6 @@ def make_score_step(
         )
 
     return _on_mesh(jax.jit(score), mesh)
-
-
-def _known_with(tree: chex.ArrayTree) -> jax.Array:
-    """True, which the compiler finds out by looking at the arrays.
-
-    It forgets about barriers before it decides which arrays to copy.
-    """
-    first = jnp.stack([x[(0,) * x.ndim] for x in jax.tree.leaves(tree)])
-    return ~jnp.any(jnp.clip(first, -1, 1) > 2)
 
 
 def _modulation(recipe: Recipe, sums, opt_state) -> Metrics:
