@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import bench_work
 from bench_work import RESULTS, about_run, append
 
+from jaxrl_post.cli.memory import keep_freed_memory
+
 
 class Shape(NamedTuple):
     """A rollout batch: P prompts of S tokens, G responses to each of T tokens."""
@@ -314,6 +316,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    keep_freed_memory()  # as `jaxrl-post train` does
     command = shlex.join(["python", "scripts/bench_limit.py", *sys.argv[1:]])
     cores = sorted(os.sched_getaffinity(0))
 

@@ -35,6 +35,8 @@ import bench_peers
 import bench_work
 from bench_work import RESULTS, ROOT, about_run, append
 
+from jaxrl_post.cli.memory import keep_freed_memory
+
 MODEL = "qwen2-5m"
 RECIPES: dict[str, dict[str, Any]] = {
     "grpo": {"name": "grpo"},
@@ -297,6 +299,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    keep_freed_memory()  # as `jaxrl-post train` does
     command = shlex.join(["python", "scripts/bench_steps.py", *sys.argv[1:]])
     cores = sorted(os.sched_getaffinity(0))
     for row in arguments.only:

@@ -91,9 +91,11 @@ def is_run(path: str | Path) -> bool:
 
 def _evaluate(config: Config, run_dir: Path | None) -> dict[str, float]:
     from jaxrl_post.cli.cache import check_compilation_cache
+    from jaxrl_post.cli.memory import keep_freed_memory
     from jaxrl_post.training.evaluation import evaluate_run
 
     check_compilation_cache()
+    keep_freed_memory()
     return evaluate_run(config, run_dir)
 
 

@@ -81,8 +81,10 @@ def load(arguments: argparse.Namespace) -> Ask:
 
     from jaxrl_post import generation, models
     from jaxrl_post.cli.cache import check_compilation_cache
+    from jaxrl_post.cli.memory import keep_freed_memory
 
     check_compilation_cache()
+    keep_freed_memory()
     if is_run(arguments.model):
         from jaxrl_post.training.checkpoints import load_policy
 

@@ -88,11 +88,13 @@ def train(
 ) -> int:
     """Trains, or resumes, and shows the finished run; returns the exit code."""
     from jaxrl_post.cli.cache import check_compilation_cache
+    from jaxrl_post.cli.memory import keep_freed_memory
     from jaxrl_post.sharding.processes import is_main, on_main
     from jaxrl_post.training.loop import Interrupted, run
     from jaxrl_post.training.progress import Progress
 
     check_compilation_cache()
+    keep_freed_memory()
     try:
         run(config, progress=Progress, allow_changes=arguments.allow_changes)
     except Interrupted as stop:

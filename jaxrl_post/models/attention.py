@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.models import kernels
-from jaxrl_post.models.chunked import MASKED, SAVED_NAME, chunked_attention, join
-from jaxrl_post.models.decode_attention import attend_one
+from jaxrl_post.models.chunked import SAVED_NAME, chunked_attention, join
+from jaxrl_post.models.plain_attention import plain_attention
 from jaxrl_post.sharding.mesh import BATCH_AXES, auto_axes
 from jaxrl_post.sharding.rules import RULES
 
@@ -148,8 +148,6 @@ def attend(queries: jax.Array, cache: LayerCache, visibility: Visibility) -> jax
     Returns:
       ``[B, T, H, d]``. What padding gets is finite and means nothing.
     """
-    if visibility.ring:
-        return _attend_one(queries, cache, visibility)
     if visibility.how == "plain":
         return checkpoint_name(_plain(queries, cache, visibility), SAVED_NAME)
     if (index := visibility.index) is not None:
@@ -159,69 +157,24 @@ def attend(queries: jax.Array, cache: LayerCache, visibility: Visibility) -> jax
     return _on_shards(attention, queries, cache, visibility)
 
 
-def _attend_one(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
-    """To a ring, with a single query."""
+def _plain(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
+    """All scores at once."""
     own, before = _seen(visibility)
     prefix, index = None, visibility.index
     keys, values = cache.prefix_keys, cache.prefix_values
     if keys is not None and values is not None and visibility.prefix is not None:
         if index is not None:
             keys, values = keys[index], values[index]
-        prefix = (keys, values, before[:, 0])
-    out = attend_one(
-        queries[:, 0],
+        prefix = (keys, values, before)
+    return plain_attention(
+        queries,
         cache.keys,
         cache.values,
-        own[:, 0],
+        own,
         prefix,
         softcap=visibility.softcap,
+        ring=visibility.ring,
     )
-    return out[:, None]
-
-
-def _plain(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
-    """All scores at once.
-
-    The two parts are scored separately and normalised jointly, so that a prefix
-    shared by a group is neither copied nor concatenated.
-    """
-    batch, time, heads, dim = queries.shape
-    kv_heads = cache.keys.shape[1]
-    q = queries.reshape(batch, time, kv_heads, heads // kv_heads, dim)
-    q = q * (1.0 / math.sqrt(dim))
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-
-    scores = jnp.einsum("btkgd,bknd->bkgtn", q, cache.keys, preferred_element_type=wide)
-    own, prefix_seen = _seen(visibility)
-    scores = jnp.where(own[:, None, None], _capped(scores, visibility), MASKED)
-    keys, values = cache.prefix_keys, cache.prefix_values
-    if keys is None or values is None or visibility.prefix is None:
-        weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        out = jnp.einsum("bkgtn,bknd->btkgd", weights, cache.values)
-        return out.reshape(batch, time, heads, dim)
-
-    if visibility.index is not None:
-        keys, values = keys[visibility.index], values[visibility.index]
-    # With one prefix row per group of adjacent sequences, the group's queries are
-    # one long query: the product reads the shared keys once.
-    rows, members = keys.shape[0], batch // keys.shape[0]
-    grouped = q.reshape(rows, members * time, *q.shape[2:])
-    before = jnp.einsum("cmkgd,cksd->ckgms", grouped, keys, preferred_element_type=wide)
-    before = before.reshape(rows, *before.shape[1:3], members, time, -1)
-    before = jnp.moveaxis(before, 3, 1).reshape(*scores.shape[:-1], -1)
-    seen = prefix_seen[:, None, None]
-    before = jnp.where(seen, _capped(before, visibility), MASKED)
-
-    size = before.shape[-1]
-    weights = jax.nn.softmax(jnp.concatenate([before, scores], axis=-1), axis=-1)
-    weights = weights.astype(q.dtype)
-    shared = weights[..., :size].reshape(rows, members, *weights.shape[1:4], size)
-    shared = jnp.moveaxis(shared, 1, 3).reshape(
-        rows, *weights.shape[1:3], members * time, size
-    )
-    out = jnp.einsum("ckgms,cksd->cmkgd", shared, values).reshape(q.shape)
-    out = out + jnp.einsum("bkgtn,bknd->btkgd", weights[..., size:], cache.values)
-    return out.reshape(batch, time, heads, dim)
 
 
 def _seen(visibility: Visibility) -> tuple[jax.Array, jax.Array]:
@@ -239,11 +192,6 @@ def _seen(visibility: Visibility) -> tuple[jax.Array, jax.Array]:
         back = visibility.positions[:, :, None] - visibility.prefix_positions[:, None]
         before = before & (back < window)
     return own, before
-
-
-def _capped(scores: jax.Array, visibility: Visibility) -> jax.Array:
-    cap = visibility.softcap
-    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def _chunked(queries, cache: LayerCache, visibility: Visibility) -> jax.Array:
