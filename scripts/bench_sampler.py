@@ -1,7 +1,7 @@
 """The sampler beside transformers, beside the machine's bound and beside itself.
 
     python scripts/bench_sampler.py decode --peer TORCH_ENV/bin/python
-    python scripts/bench_sampler.py decode --model models/SmolLM2-135M-Instruct.gguf \
+    python scripts/bench_sampler.py decode --model smollm2-135m --prompt 32 \
         --new 32 --runs 3 --peer TORCH_ENV/bin/python
     python scripts/bench_sampler.py continuous
     python scripts/bench_sampler.py prefix --prompt 512
@@ -13,8 +13,7 @@ time to read the weights once a step at the bandwidth that this process measures
 prefill not counted; `bound_flops` that of the products at its rate of products.
 `continuous`: 256 sequences in 32 slots, their lengths geometric (a share of the
 vocabulary ends a sequence), refilled against static waves. `prefix`: what is stored for
-a group's prompt. Times are medians after a run that compiles. Without --model a random
-Qwen2 of 5.2 M weights.
+a group's prompt. Times are medians after a run that compiles.
 
 Each row is a line of JSON, appended to --out, if given.
 """
@@ -32,33 +31,24 @@ import tempfile
 import time
 from pathlib import Path
 
+import bench_work
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_post import models
+from jaxrl_post.cli.memory import keep_freed_memory
 from jaxrl_post.generation import Sampler
-from jaxrl_post.models.config import DecoderConfig
-
-QWEN2 = DecoderConfig(
-    family="qwen2",
-    vocab_size=8192,
-    hidden_size=256,
-    intermediate_size=768,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=64,
-    qkv_bias=True,
-    tie_embeddings=True,
-    rms_norm_eps=1e-6,
-)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["decode", "continuous", "prefix"])
-    parser.add_argument("--model", help="folder or GGUF file")
+    parser.add_argument(
+        "--model",
+        default="qwen2-5m",
+        help="folder, GGUF file, or one of random weights: qwen2-5m, smollm2-135m",
+    )
     parser.add_argument("--peer", help="python with torch and transformers")
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     sizes = {"prompt": 64, "new": 64, "runs": 5}
@@ -67,17 +57,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path, help="file that rows are appended to")
     args = parser.parse_args()
-    if args.model:
-        policy, params, _ = models.load(args.model)
+    keep_freed_memory()  # as `jaxrl-post train` does
+    if args.model in bench_work.MODELS:
+        policy, params = bench_work.open_model(args.model)
     else:
-        policy = models.decoder(QWEN2)
-        params = policy.init(jax.random.key(0))
+        policy, params, _ = models.load(args.model)
     params = jax.block_until_ready(params)
     make = {"decode": decode, "continuous": continuous, "prefix": prefix}[args.what]
     for row in make(args, policy, params):
         row = {
             "what": args.what,
-            "model": Path(args.model).name if args.model else "random Qwen2",
+            "model": Path(args.model).name,
             "weights": sum(x.size for x in jax.tree.leaves(params)),
             "cores": len(os.sched_getaffinity(0)),
             "jax": jax.__version__,

@@ -104,7 +104,7 @@ FIGURES = (
     Figure(
         "decoding, batch 8, 64 + 64, ours / transformers",
         3.0,
-        {"what": "decode", "model": "random Qwen2", "batch": 8, "new": 64},
+        {"what": "decode", "model": "qwen2-5m", "batch": 8, "new": 64},
         "ratio",
         least=True,
     ),
@@ -113,7 +113,7 @@ FIGURES = (
         1.8,
         {
             "what": "decode",
-            "model": "SmolLM2-135M-Instruct.gguf",
+            "model": "smollm2-135m",
             "batch": 8,
             "new": 32,
         },
@@ -144,7 +144,7 @@ FIGURES = (
     Figure(
         "continuous batching / static waves, 256 sequences in 32 slots",
         0.4,
-        {"what": "continuous"},
+        {"what": "continuous", "model": "qwen2-5m"},
         "ratio",
     ),
     Figure(
