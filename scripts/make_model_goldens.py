@@ -8,14 +8,17 @@ Needs PyTorch, which the project itself does not: in an environment of its own,
 
 Every folder has a model as transformers saves it and ``golden.npz``: ``tokens`` and
 their ``logits``; left-padded ``prompts`` with their ``prompt_mask``, and ``greedy``:
-the 64 tokens that ``generate`` continues them with. All in float32, eager attention;
-of `SMALL` the weights are of bfloat16's values, and stored so. ``rope.json`` has the
-frequencies of every kind of rotation by transformers' own functions.
+the 64 tokens that ``generate`` continues them with. Where there are experts,
+``router.npz`` has their balance loss on padded rows, with gradients, in float64. All
+else in float32, eager attention; of `SMALL` the weights are of bfloat16's values, and
+stored so. ``rope.json`` has the frequencies of every kind of rotation by transformers'
+own functions.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -180,6 +183,27 @@ def golden(
     }
 
 
+def router_golden(model: PreTrainedModel, arrays) -> dict[str, np.ndarray]:
+    """The load-balancing loss of right-padded rows, and some of its gradient."""
+    model = copy.deepcopy(model).double()
+    model.set_experts_implementation("eager")  # the others have no float64
+    tokens = torch.from_numpy(arrays["tokens"])
+    mask = torch.arange(tokens.shape[1]) < torch.tensor([24, 15, 6])[:, None]
+    loss = model(tokens, attention_mask=mask.long(), output_router_logits=True).aux_loss
+    loss.backward()
+    layers = model.model.layers
+    return {
+        "tokens": tokens.numpy(),
+        "mask": mask.numpy(),
+        "loss": loss.detach().numpy(),
+        "router": torch.stack([x.mlp.gate.weight.grad for x in layers]).numpy(),
+        "output": torch.stack(
+            [x.self_attn.o_proj.weight.grad.T for x in layers]
+        ).numpy(),
+        "embedding": model.model.embed_tokens.weight.grad.numpy(),
+    }
+
+
 def rope_goldens() -> dict[str, Any]:
     """Frequencies, and the factor of cosine and sine, by kind of rotation."""
     out = {}
@@ -219,6 +243,10 @@ def main() -> None:
                     parameter.data = parameter.data.bfloat16().float()
             if (arrays := golden(model, generator)) is not None:
                 break
+        if "num_experts" in changes:
+            np.savez_compressed(
+                args.out / name / "router.npz", **router_golden(model, arrays)
+            )
         (model.bfloat16() if name in SMALL else model).save_pretrained(args.out / name)
         np.savez_compressed(args.out / name / "golden.npz", **arrays)
         print(f"{name}: seed {seed}, |logits| <= {abs(arrays['logits']).max():.1f}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,9 @@ def save_adapter(
 ) -> Path:
     """Writes the adapter alone, as peft opens it, without the base.
 
-    The folder appears whole or not at all.
+    The folder appears whole or not at all. Where the files have one matrix of several
+    that are adapted here (Phi-3), it has one adapter of their ranks' sum, with a
+    ``rank_pattern``: A's one above the other, B's as blocks.
 
     Args:
       policy: of the parameters.
@@ -47,8 +51,7 @@ def save_adapter(
       The path.
 
     Raises:
-      InputError: there is no adapter, `path` holds something, or the family's files
-        have one matrix where several are adapted (Phi-3).
+      InputError: there is no adapter, or `path` holds something.
     """
     if not has_adapter(params):
         raise InputError(
@@ -63,17 +66,12 @@ def save_adapter(
         for rule in tensor_rules(policy.config)
         if is_projection(rule) and _leaf(rule, "lora_a") in flat
     ]
-    if fused := sorted({module_name(rule) for rule in targets if rule.rows}):
-        raise InputError(
-            f"{', '.join(fused)}: one matrix in {policy.config.family}'s files, with "
-            "an adapter for each of its parts here, which peft has no layout for; "
-            "leave out --adapter (models.save) to write the merged model."
-        )
-    first = targets[0]
-    rank = flat[_leaf(first, "lora_a")].shape[-1]
-    scale = float(np.asarray(flat[_leaf(first, "lora_scale")])[0])
+    rank = flat[_leaf(targets[0], "lora_a")].shape[-1]
+    scale = float(np.asarray(flat[_leaf(targets[0], "lora_scale")]).flat[0])
+    parts = Counter(map(module_name, targets))
+    ranks = {name: rank * count for name, count in parts.items() if count > 1}
     with new_folder(path, overwrite, marker="adapter_config.json") as folder:
-        tensors = dict(_tensors(policy.config.num_layers, flat, targets, rank))
+        tensors = dict(_tensors(policy.config.num_layers, flat, targets))
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         settings = {
             "peft_type": "LORA",
@@ -81,8 +79,10 @@ def save_adapter(
             "base_model_name_or_path": base,
             "r": rank,
             "lora_alpha": scale * rank,
+            "rank_pattern": ranks,
+            "alpha_pattern": {name: scale * rank for name, rank in ranks.items()},
             "lora_dropout": 0.0,
-            "target_modules": [module_name(rule) for rule in targets],
+            "target_modules": list(parts),
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
@@ -96,20 +96,37 @@ def save_adapter(
 
 
 def _tensors(
-    layers: int, flat: Mapping[str, Any], targets: list[TensorRule], rank: int
+    layers: int, flat: Mapping[str, Any], targets: list[TensorRule]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """A and B of every layer, ``[rank, inputs]`` and ``[outputs, rank]``."""
-    for rule in targets:
-        matrices = {
-            "lora_A": replace(rule, outputs=(rank,)),
-            "lora_B": replace(rule, inputs=(rank,)),
-        }
-        for name, form in matrices.items():
-            stacked = np.asarray(flat[_leaf(rule, name.lower())])
-            for layer in range(layers):
-                module = rule.name.format(layer=layer).removesuffix(".weight")
-                tensor = form.to_file(stacked[layer])
-                yield f"{_PREFIX}{module}.{name}.weight", tensor
+    """A and B of every matrix, ``[rank, inputs]`` and ``[outputs, rank]``."""
+    for _, group in itertools.groupby(targets, lambda rule: rule.name):
+        parts = []
+        for rule in group:
+            a, b = (np.asarray(flat[_leaf(rule, k)]) for k in ("lora_a", "lora_b"))
+            rank = a.shape[-1:]
+            parts.append(
+                (replace(rule, outputs=rank), a, replace(rule, inputs=rank), b)
+            )
+        for at, name in parts[0][0].names(layers).items():
+            module = f"{_PREFIX}{name.removesuffix('.weight')}"
+            rows = [rule.to_file(a[at]) for rule, a, _, _ in parts]
+            blocks = [rule.to_file(b[at]) for _, _, rule, b in parts]
+            yield f"{module}.lora_A.weight", np.concatenate(rows)
+            yield f"{module}.lora_B.weight", _block_diagonal(blocks)
+
+
+def _block_diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """
+    >>> _block_diagonal([np.ones((1, 2)), np.full((2, 1), 3.0)]).tolist()
+    [[1.0, 1.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.0, 3.0]]
+    """
+    rows, columns = np.sum([block.shape for block in blocks], axis=0)
+    out, row, column = np.zeros((rows, columns), blocks[0].dtype), 0, 0
+    for block in blocks:
+        height, width = block.shape
+        out[row : row + height, column : column + width] = block
+        row, column = row + height, column + width
+    return out
 
 
 def _leaf(rule: TensorRule, name: str) -> str:

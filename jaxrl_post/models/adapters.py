@@ -84,18 +84,25 @@ class Lora:
 
 
 def is_projection(rule: TensorRule) -> bool:
-    """Whether a leaf is the matrix of a layer's linear map."""
+    """Whether a leaf is the matrix of a layer's linear map, or of those of experts."""
     return rule.per_layer and rule.path[-1] == "kernel"
 
 
+def is_quantised(rule: TensorRule) -> bool:
+    """Whether a leaf is held in eight bits where the base is: experts are not."""
+    return is_projection(rule) and not rule.experts
+
+
 def module_name(rule: TensorRule) -> str:
-    """A projection's name within its layer, as transformers has it.
+    """A projection's name within its layer, as transformers has it; one for all
+    experts.
 
     >>> name = "model.layers.{layer}.mlp.up_proj.weight"
     >>> module_name(TensorRule(("layers", "mlp", "up", "kernel"), name, (8,), (4,)))
     'mlp.up_proj'
     """
-    return rule.name.partition("{layer}.")[2].removesuffix(".weight")
+    name = rule.name.partition("{layer}.")[2].removesuffix(".weight")
+    return name.replace("{expert}.", "")
 
 
 def project(x: jax.Array, weights: Mapping[str, jax.Array], axes: int) -> jax.Array:
@@ -181,7 +188,7 @@ def quantise_placed(kernel: jax.Array, rule: TensorRule) -> dict[str, jax.Array]
 
 def quantised_axes(axes: Mapping[str, Any], rules: Iterable[TensorRule]) -> Any:
     """Logical axes with those of the scales of int8 kernels."""
-    for rule in filter(is_projection, rules):
+    for rule in filter(is_quantised, rules):
         kernel = _at(axes, rule.path)
         scale = (kernel[0], kernel[1 + len(rule.inputs)])
         axes = _with(axes, rule.path[:-1], {"kernel_scale": scale})
@@ -207,21 +214,23 @@ def add_adapter(
     """
     layers = policy.config.num_layers
     shapes: Any = {}
+    bounds: dict[tuple[str, ...], float] = {}
     axes: Any = policy.logical_axes
     for rule in targets:
-        kernel = _at(axes, rule.path)
-        inputs = kernel[1 : 1 + len(rule.inputs)]
-        outputs = kernel[1 + len(rule.inputs) :]
+        stacked, kernel = rule.stacked(layers), _at(axes, rule.path)
+        first = len(stacked) + len(rule.inputs)
+        lead, inputs = kernel[: len(stacked)], kernel[len(stacked) : first]
         names = {
-            "lora_a": (kernel[0], *inputs, "rank"),
-            "lora_b": (kernel[0], "rank", *outputs),
-            "lora_scale": (kernel[0],),
+            "lora_a": (*lead, *inputs, "rank"),
+            "lora_b": (*lead, "rank", *kernel[first:]),
+            "lora_scale": lead,
         }
         sizes = {
-            "lora_a": (layers, *rule.inputs, adapter.rank),
-            "lora_b": (layers, adapter.rank, *rule.outputs),
-            "lora_scale": (layers,),
+            "lora_a": (*stacked, *rule.inputs, adapter.rank),
+            "lora_b": (*stacked, adapter.rank, *rule.outputs),
+            "lora_scale": stacked,
         }
+        bounds[rule.path[:-1]] = 1 / math.sqrt(math.prod(rule.inputs))
         leaves = {
             k: jax.ShapeDtypeStruct(v, adapter.dtype if k in _TRAINED else jnp.float32)
             for k, v in sizes.items()
@@ -238,7 +247,7 @@ def add_adapter(
                 return jnp.full(shape.shape, adapter.alpha / adapter.rank, shape.dtype)
             # By its name: the same whichever others are adapted.
             own = np.uint32(zlib.crc32(jax.tree_util.keystr(path).encode()))
-            bound = 1 / math.sqrt(math.prod(shape.shape[1:-1]))
+            bound = bounds[tuple(part.key for part in path[:-1])]
             drawn = jax.random.uniform(
                 jax.random.fold_in(key, own), shape.shape, minval=-bound, maxval=bound
             )
@@ -282,7 +291,8 @@ def merged_kernel(parts: Mapping[str, Any], inputs: int, dtype: Any) -> np.ndarr
     """One matrix of a kernel and what stands beside it, on the host.
 
     Args:
-      parts: ``kernel`` ``[L, *inputs, *outputs]`` and any of `EXTRAS`, stacked.
+      parts: ``kernel`` ``[L, *inputs, *outputs]`` and any of `EXTRAS`, stacked; of
+        experts ``[L, E, ...]``.
       inputs: number of inputs' axes.
       dtype: of the result; the sum is made in float32.
     """
@@ -294,8 +304,9 @@ def merged_kernel(parts: Mapping[str, Any], inputs: int, dtype: Any) -> np.ndarr
         wide *= scale.reshape(len(kernel), *[1] * inputs, *outputs)
     if "lora_a" in parts:
         factors = [np.asarray(parts[name], np.float32) for name in EXTRAS[1:]]
-        for layer, a, b, scale in zip(wide, *factors, strict=True):
-            layer += scale * np.tensordot(a, b, axes=1)
+        for at in np.ndindex(factors[-1].shape):
+            a, b, scale = (factor[at] for factor in factors)
+            wide[at] += scale * np.tensordot(a, b, axes=1)
     return wide.astype(dtype)
 
 

@@ -7,7 +7,6 @@ parameters, and the stack (`models.stack`) scans over them.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from flax import linen as nn
 from jaxrl_post.models.adapters import EXTRAS, project
 from jaxrl_post.models.attention import LayerCache, attend
 from jaxrl_post.models.config import DecoderConfig
-from jaxrl_post.models.experts import routed
+from jaxrl_post.models.experts import choose_experts, load_of, routed
 from jaxrl_post.models.kinds import LayerKind
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu}
@@ -136,38 +135,54 @@ class GatedMLP(nn.Module):
         return Projection((x.shape[-1],), name="down")(gate * up)
 
 
+class Experts(nn.Module):
+    """A matrix of each expert ``[E, inputs, outputs]``, and what stands beside it."""
+
+    shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=0)
+        beside: Any = {name: self.get_variable("params", name) for name in EXTRAS}
+        kernel = self.param("kernel", init, self.shape)
+        return {"kernel": kernel, **{k: v for k, v in beside.items() if v is not None}}
+
+
 class RoutedMLP(nn.Module):
-    """Gated MLPs of which a router chooses some for each token."""
+    """Gated MLPs of which a router chooses some for each token.
+
+    Of the tokens in `mask` ``[B, T]``, where there is one, the `experts.Load` too.
+    """
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None):
         c = self.config
-        width, count = x.shape[-1], c.num_experts
-        scaled = partial(nn.initializers.variance_scaling, 1.0, "fan_in", "normal")
-        router = self.param("router", scaled(), (width, count))
-        sizes = {
-            "gate": (count, width, c.expert_size),
-            "up": (count, width, c.expert_size),
-            "down": (count, c.expert_size, width),
-        }
-        init = scaled(batch_axis=0)
-        gate, up, down = (self.param(k, init, shape) for k, shape in sizes.items())
-        return routed(
+        width, count, inner = x.shape[-1], c.num_experts, c.expert_size
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        routes = choose_experts(
             x,
-            router,
-            (gate, up, down),
+            self.param("router", init, (width, count)),
             chosen=c.experts_per_token,
             normalise=c.normalise_experts,
-            activation=ACTIVATIONS[c.activation],
         )
+        gate = Experts((count, width, inner), name="gate")()
+        up = Experts((count, width, inner), name="up")()
+        down = Experts((count, inner, width), name="down")()
+        out = routed(x, routes, (gate, up, down), ACTIVATIONS[c.activation])
+        return out, None if mask is None else load_of(routes, mask)
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each with its norms and its residual connection."""
+    """Attention and MLP, each with its norms and its residual connection.
+
+    Returns what goes on to the next layer, the cache, and where `measured` the load of
+    the experts, else None.
+    """
 
     config: DecoderConfig
+    measured: bool = False
 
     @nn.compact
     def __call__(self, x, positions, visibility, kind, cache=None):
@@ -183,6 +198,10 @@ class DecoderLayer(nn.Module):
             normed, positions, visibility, cache, kind
         )
         x = x + norm(out, "attention_post", c.post_norm)
-        mlp = RoutedMLP if c.num_experts else GatedMLP
-        out = mlp(c, name="mlp")(norm(x, "mlp", c.pre_norm))
-        return x + norm(out, "mlp_post", c.post_norm), cache
+        normed, load = norm(x, "mlp", c.pre_norm), None
+        if c.num_experts:
+            real = visibility.queries > 0 if self.measured else None
+            out, load = RoutedMLP(c, name="mlp")(normed, real)
+        else:
+            out = GatedMLP(c, name="mlp")(normed)
+        return x + norm(out, "mlp_post", c.post_norm), cache, load

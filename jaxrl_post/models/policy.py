@@ -10,6 +10,7 @@ import chex
 import jax
 
 from jaxrl_post.models.cache import Cache
+from jaxrl_post.models.experts import Load
 
 
 class HiddenFn(Protocol):
@@ -23,6 +24,19 @@ class HiddenFn(Protocol):
         segment_ids: jax.Array,
         cache: Cache | None = None,
     ) -> tuple[jax.Array, Cache | None]: ...
+
+
+class RoutingFn(Protocol):
+    """`Policy.routing`: as `HiddenFn`, and the loads of the experts."""
+
+    def __call__(
+        self,
+        params: chex.ArrayTree,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None, Load]: ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,9 @@ class Policy:
       init_cache: ``init_cache(batch, capacity)``, an empty `Cache`.
       vocab_size: number of tokens that exist; rows above are never sampled.
       logit_softcap: ``c`` where the family's logits are ``c * tanh(logits / c)``.
+      routing: what `hidden` returns and, in the same pass, what the routers did with
+        the tokens of each row, padding not counted: a `Load` ``[L, B, ...]``. None:
+        the model has no experts.
     """
 
     config: Any
@@ -58,3 +75,4 @@ class Policy:
     init_cache: Callable[[int, int], Cache]
     vocab_size: int
     logit_softcap: float | None = None
+    routing: RoutingFn | None = None

@@ -78,13 +78,22 @@ def decoder(
     if config.attention_softcap is not None:
         special = "soft-caps"
 
-    def apply_layer(params, x, positions, visibility, cache, kind):
-        params = on_device(params)
-        return layer.apply({"params": params}, x, positions, visibility, kind, cache)
+    def applied(layer):
+        def apply(params, x, positions, visibility, cache, kind):
+            params = {"params": on_device(params)}
+            return layer.apply(params, x, positions, visibility, kind, cache)
 
-    apply_layer = rematerialise(apply_layer, remat)
+        return rematerialise(apply, remat)
+
+    plain, measured = applied(layer), applied(DecoderLayer(config, measured=True))
 
     def hidden(params, tokens, positions, segment_ids, cache=None):
+        return forward(plain, params, tokens, positions, segment_ids, cache)[:2]
+
+    def routing(params, tokens, positions, segment_ids, cache=None):
+        return forward(measured, params, tokens, positions, segment_ids, cache)
+
+    def forward(apply_layer, params, tokens, positions, segment_ids, cache):
         layers = {
             "layers": params["layers"]
         }  # moved one at a time, where they are used
@@ -105,11 +114,11 @@ def decoder(
         visibility = visibility.replace(softcap=config.attention_softcap)
         if config.local_layers:
             visibility = _distances(visibility, positions)
-        x, cache = _run_layers(
+        x, cache, load = _run_layers(
             apply_layer, params, x, positions, visibility, cache, kinds
         )
         norm = on_device(params["final_norm"])
-        return final_norm.apply({"params": norm}, x), cache
+        return final_norm.apply({"params": norm}, x), cache, load
 
     def unembedding(params):
         return on_device(params["embed" if config.tie_embeddings else "unembed"])
@@ -162,6 +171,7 @@ def decoder(
         init_cache=empty_cache,
         vocab_size=config.vocab_size,
         logit_softcap=config.logit_softcap,
+        routing=routing if config.num_experts else None,
     )
 
 
@@ -204,9 +214,9 @@ def logical_axes(config: DecoderConfig) -> dict[str, Any]:
     if config.num_experts:
         mlp = {
             "router": ("layers", "embed", None),
-            "gate": ("layers", "experts", "embed", None),
-            "up": ("layers", "experts", "embed", None),
-            "down": ("layers", "experts", None, "embed"),
+            "gate": projection("experts", "embed", None),
+            "up": projection("experts", "embed", None),
+            "down": projection("experts", None, "embed"),
         }
     pre = ("attention", "mlp") * config.pre_norm
     post = ("attention_post", "mlp_post") * config.post_norm
@@ -279,7 +289,11 @@ def _distances(visibility: Visibility, positions: jax.Array) -> Visibility:
 
 
 def _run_layers(apply_layer, params, x, positions, visibility, cache, kinds: LayerKind):
-    """Scans over stacked layers, or loops over a tuple of them."""
+    """Scans over stacked layers, or loops over a tuple of them.
+
+    Returns what they put out, the cache, and the loads of their experts ``[L, B, ...]``
+    where they are measured.
+    """
     layers, prefix = params["layers"], None if cache is None else cache.prefix
     layer_caches: Any = None
     if cache is not None:
@@ -289,11 +303,12 @@ def _run_layers(apply_layer, params, x, positions, visibility, cache, kinds: Lay
     if not isinstance(layers, tuple):
 
         def body(x, layer):
-            return apply_layer(layer[0], x, positions, visibility, *layer[1:])
+            x, *out = apply_layer(layer[0], x, positions, visibility, *layer[1:])
+            return x, out
 
-        x, layer_caches = jax.lax.scan(body, x, (layers, layer_caches, kinds))
+        x, (layer_caches, load) = jax.lax.scan(body, x, (layers, layer_caches, kinds))
     else:
-        written = []
+        written, loads = [], []
         for i, layer in enumerate(layers):
             here = None
             if layer_caches is not None:
@@ -302,12 +317,15 @@ def _run_layers(apply_layer, params, x, positions, visibility, cache, kinds: Lay
                 parts: list[Any] = [None if v is None else v[i] for v in fields]
                 here = LayerCache(*parts)
             kind = jax.tree.map(lambda x, i=i: x[i], kinds)
-            x, here = apply_layer(layer, x, positions, visibility, here, kind)
+            x, here, load = apply_layer(layer, x, positions, visibility, here, kind)
             written.append(here)
+            loads.append(load)
+        load = jax.tree.map(lambda *of: jnp.stack(of), *loads)
         if cache is not None:
             keys = tuple(layer.keys for layer in written)
             values = tuple(layer.values for layer in written)
-            return x, replace(cache, keys=keys, values=values)
+            return x, replace(cache, keys=keys, values=values), load
     if cache is None:
-        return x, None
-    return x, replace(cache, keys=layer_caches.keys, values=layer_caches.values)
+        return x, None, load
+    cache = replace(cache, keys=layer_caches.keys, values=layer_caches.values)
+    return x, cache, load

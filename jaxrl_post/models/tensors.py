@@ -202,5 +202,5 @@ def tensor_rules(config: DecoderConfig) -> Iterator[TensorRule]:
         ("down", width, inner),
     ):
         name = f"mlp.experts.{{expert}}.{part}_proj.weight"
-        rule = layer(f"mlp.{part}", name, outputs, inputs)
+        rule = layer(f"mlp.{part}.kernel", name, outputs, inputs)
         yield replace(rule, experts=config.num_experts)

@@ -16,7 +16,7 @@ from jaxrl_post.errors import InputError
 from jaxrl_post.models.adapters import (
     Lora,
     add_adapter,
-    is_projection,
+    is_quantised,
     quantise_placed,
     quantised_axes,
 )
@@ -102,7 +102,7 @@ def load(
             leaf = jax.device_put(read((slice(None),) * len(shape)))
         else:
             leaf = _by_parts(shape, _get(shardings, rule.path), read)
-        if int8 and is_projection(rule):
+        if int8 and is_quantised(rule):
             for name, part in quantise_placed(leaf, rule).items():
                 _set(params, (*rule.path[:-1], name), jax.block_until_ready(part))
         else:

@@ -273,14 +273,17 @@ class ModelFlops:
 
     def __init__(self, sizes: DecoderConfig, params: chex.ArrayTree) -> None:
         self._sizes = sizes
-        share = sizes.experts_per_token / (sizes.num_experts or 1)
-        names = {"kernel": 1.0, "router": 1.0}
-        names |= dict.fromkeys(("gate", "up", "down"), share)  # of all experts
-        counts = [
-            math.prod(x.shape) * names.get(path[-1].key, 0.0)
-            for path, x in jax.tree_util.tree_leaves_with_path(params["layers"])
-        ]
-        self.layers = sum(counts)
+        shares = {"kernel": 1.0, "router": 1.0}
+        of_experts = sizes.experts_per_token / (sizes.num_experts or 1)
+
+        def count(path, x):
+            names = [part.key for part in path]
+            routed = sizes.num_experts and names[0] == "mlp" and names[-1] == "kernel"
+            share = of_experts if routed else shares.get(names[-1], 0.0)
+            return share * math.prod(x.shape)
+
+        leaves = jax.tree_util.tree_leaves_with_path(params["layers"])
+        self.layers = sum(count(*leaf) for leaf in leaves)
         self.head = sizes.rows * sizes.hidden_size
 
     def forward(self, rows: int, time: int, before: int = 0) -> float:

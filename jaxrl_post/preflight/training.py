@@ -37,6 +37,7 @@ def compile_training(shapes: Shapes) -> Iterator[Program]:
         shapes.recipe,
         shapes.optimizer,
         spike_deviations=training.spike_deviations,
+        router_aux_loss_coef=config.model.router_aux_loss_coef,
         **options,
     )
     model = ModelFlops(shapes.sizes, state.trainable)

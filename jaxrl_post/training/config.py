@@ -106,6 +106,8 @@ class ModelConfig:
       attention: the program that computes it: ``plain`` (all scores at once),
         ``chunked`` (a block at a time, on any device), ``splash`` (TPU), ``cudnn``
         (GPU, bfloat16); ``auto`` chooses by platform, length and dtype.
+      router_aux_loss_coef: weight of a loss that keeps the experts of a mixture equally
+        busy, transformers' `load_balancing_loss_func`; 0: none.
       remat: what of each layer is kept for the backward pass; the rest is computed
         again. ``none``: all is kept. ``full``: nothing. ``products``: what products of
         matrices and attention put out. Besides, the names of jax's policies, and what
@@ -121,6 +123,7 @@ class ModelConfig:
     compute_dtype: DType = "float32"
     attention: Attention = "auto"
     remat: Remat = "products"
+    router_aux_loss_coef: float = number(0.0, at_least=0)
     chat_template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 

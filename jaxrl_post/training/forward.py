@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxrl_post import vocabulary
+from jaxrl_post.models.experts import Load
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.batch import Array, Batch, each_token
 from jaxrl_post.recipes.recipe import Recipe, Scores, Views
@@ -39,12 +41,31 @@ def predicting_states(
     Returns:
       ``[B, T, D]``.
     """
+    arrays = contexts, context_mask, index, responses, token_mask
+    return _run(policy, policy.hidden, params, *arrays)[0]
+
+
+def expert_load(policy: Policy, params: chex.ArrayTree, batch: Batch) -> Load:
+    """What the routers do with a batch, summed over its tokens and the layers.
+
+    A context counts once for each sequence behind it, as if it stood before each of
+    them; padding and filler sequences do not count.
+    """
+    behind = _contexts_of("student", batch)
+    arrays = *behind, batch.responses, batch.token_mask
+    return _total(batch, *_run(policy, policy.routing, params, *arrays)[1])
+
+
+def _run(
+    policy, run, params, contexts, context_mask, index, responses, token_mask
+) -> tuple[jax.Array, tuple[Load, ...]]:
+    """`predicting_states`, and what `run` says besides of contexts and responses."""
     contexts, responses = jnp.asarray(contexts), jnp.asarray(responses)
     size, time = responses.shape
     rows, width = contexts.shape
     segments = jnp.asarray(context_mask, jnp.int32)
     positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
-    states, cache = policy.hidden(
+    states, cache, *of_contexts = run(
         params, contexts, positions, segments, policy.init_cache(rows, width)
     )
     assert cache is not None
@@ -62,12 +83,43 @@ def predicting_states(
     segments = jnp.asarray(token_mask, jnp.int32)
     positions = lengths[:, None] + jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
     own = policy.init_cache(size, time).replace(prefix=cache.as_prefix(index))
-    states, _ = policy.hidden(params, responses, positions, segments, own)
-    return jnp.concatenate([last_state[:, None], states[:, :-1]], axis=1)
+    states, _, *of_responses = run(params, responses, positions, segments, own)
+    states = jnp.concatenate([last_state[:, None], states[:, :-1]], axis=1)
+    return states, (*of_contexts, *of_responses)
+
+
+def _total(batch: Batch, of_contexts: Load, of_responses: Load) -> Load:
+    sequences = jnp.asarray(batch.sequence_mask, of_contexts.tokens.dtype)
+    rows = len(batch.contexts)
+    if batch.context_index is None:
+        behind = sequences.reshape(rows, -1).sum(1)
+    else:
+        behind = jnp.zeros(rows, sequences.dtype).at[batch.context_index].add(sequences)
+
+    def total(contexts, responses):
+        of_rows = jnp.einsum("lb...,b->...", contexts, behind)
+        return of_rows + jnp.einsum("lb...,b->...", responses, sequences)
+
+    return jax.tree.map(total, of_contexts, of_responses)
 
 
 _LIVE_TEACHER = "live teacher"
 """The student in the teacher's place, the other half of a trust region."""
+
+
+class Seen(NamedTuple):
+    """A batch as the models of a recipe see it, before the vocabulary.
+
+    Attributes:
+      views: whose they are, the student first.
+      states, heads: of each view the predicting states and the unembedding.
+      load: of the student's experts, where it was asked for.
+    """
+
+    views: Sequence[str]
+    states: Sequence[jax.Array]
+    heads: Sequence[jax.Array]
+    load: Load | None = None
 
 
 def compute_scores(
@@ -90,82 +142,99 @@ def compute_scores(
       temperature: of the rollouts; divides all logits.
       chunk_size: tokens per chunk of the vocabulary pass.
     """
-    views, states, heads = _see(policy, recipe, models, batch)
+    seen = see(policy, recipe, models, batch)
+    return scores_of(
+        policy, recipe, seen, batch, temperature=temperature, chunk_size=chunk_size
+    )
+
+
+def scores_of(
+    policy: Policy, recipe: Recipe, seen: Seen, batch: Batch, **options: Any
+) -> Scores:
+    """`compute_scores` of what was `seen`; `options` are its keyword arguments."""
     return vocabulary.map_logits(
-        partial(_score_chunk, recipe, views),
-        states,
-        heads,
+        partial(_score_chunk, recipe, seen.views),
+        seen.states,
+        seen.heads,
         batch.responses,
         mask=jnp.asarray(batch.token_mask),
-        temperature=temperature,
         softcap=policy.logit_softcap,
-        chunk_size=chunk_size,
         vocab_size=policy.vocab_size,
+        **options,
     )
 
 
 def compute_loss(
     policy: Policy,
     recipe: Recipe,
-    models: Mapping[str, chex.ArrayTree],
+    seen: Seen,
     batch: Batch,
     loss: Callable[[Scores, Batch], jax.Array],
-    *,
-    temperature: jax.typing.ArrayLike = 1.0,
-    chunk_size: int | None = None,
+    **options: Any,
 ) -> tuple[jax.Array, Scores]:
     """The sum of a loss of single tokens, whose gradient no logits are computed for
     twice.
 
     Args:
-      policy, recipe, models, batch, temperature, chunk_size: as in `compute_scores`.
+      policy, recipe, seen, batch, options: as in `scores_of`.
       loss: ``loss(scores, batch)``, ``[n, 1]`` for n sequences of one token; it gets
         the batch as `each_token` makes it.
 
     Returns:
       The sum, and the scores of `compute_scores`, which carry no gradient.
     """
-    views, states, heads = _see(policy, recipe, models, batch)
     tokens, sequences = each_token(batch)
 
     def loss_of_chunk(*args):
         *logits, tokens = args
         rows = sequences(tokens)
-        scores = _score_chunk(recipe, views, *logits, tokens.responses)
+        scores = _score_chunk(recipe, seen.views, *logits, tokens.responses)
         of_rows = {name: score[:, None] for name, score in scores.items()}
         return loss(of_rows, rows)[:, 0], scores
 
     return vocabulary.sum_logits(
         loss_of_chunk,
-        states,
-        heads,
+        seen.states,
+        seen.heads,
         tokens,
         mask=jnp.asarray(batch.token_mask),
-        temperature=temperature,
         softcap=policy.logit_softcap,
-        chunk_size=chunk_size,
         vocab_size=policy.vocab_size,
+        **options,
     )
 
 
-def _see(policy, recipe: Recipe, models, batch: Batch):
-    """The views of a recipe, and each one's hidden states and unembedding."""
+def see(
+    policy: Policy,
+    recipe: Recipe,
+    models: Mapping[str, chex.ArrayTree],
+    batch: Batch,
+    *,
+    measured: bool = False,
+) -> Seen:
+    """The hidden states of all views that a recipe needs.
+
+    Args:
+      policy, recipe, models, batch: as in `compute_scores`.
+      measured: with the load of the student's experts.
+    """
     views = ("student", *sorted(recipe.needs))
     if "teacher" in views and recipe.teacher.kind == "trust_region":
         views = (*views, _LIVE_TEACHER)
     states, heads = [], []
+    load = None
     for view in views:
         params = models["student" if view == _LIVE_TEACHER else view]
         if view != "student":
             params = jax.lax.stop_gradient(params)
-        behind = _contexts_of(view, batch)
-        states.append(
-            predicting_states(
-                policy, params, *behind, batch.responses, batch.token_mask
-            )
-        )
+        run = policy.routing if measured and view == "student" else policy.hidden
+        arrays = *_contexts_of(view, batch), batch.responses, batch.token_mask
+        own, loads = _run(policy, run, params, *arrays)
+        if loads:
+            load = _total(batch, *loads)
+        states.append(own)
         heads.append(policy.unembedding(params))
-    return views, states, heads
+    return Seen(views, states, heads, load)
 
 
 def _score_chunk(recipe: Recipe, views: Sequence[str], *args) -> Scores:

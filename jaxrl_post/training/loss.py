@@ -83,13 +83,23 @@ def loss_shares(recipe: Recipe, scores: Scores, part: Batch):
     return losses, jax.lax.stop_gradient((shares, sums, means))
 
 
+def with_share(losses: list[jax.Array], aux: Any, name: str, share: jax.Array):
+    """What `loss_shares` returns, with one more summand, which nothing weights."""
+    shares, sums, means = aux
+    shares = {**shares, name: jax.lax.stop_gradient(share)}
+    if means[0] is None:
+        return [losses[0] + share, *losses[1:]], (shares, sums, means)
+    return [share, *losses], (shares, sums, [None, *means])
+
+
 def loss_metrics(recipe: Recipe, shares: Metrics, factors: list[Any]) -> Metrics:
     """The loss, and its terms where there are several, with weights of mean 1."""
     weighted = factors[-1]  # the last kind's; the same for all where there is one
+    by_information = {t.name for t in recipe.terms if recipe.is_weighted(t)}
+    names = dict.fromkeys((*(term.name for term in recipe.terms), *shares))
     own = {
-        f"loss/{term.name}": shares[term.name]
-        * (weighted if recipe.is_weighted(term) else 1.0)
-        for term in recipe.terms
+        f"loss/{name}": shares[name] * (weighted if name in by_information else 1.0)
+        for name in names
     }
     loss = jnp.sum(jnp.stack(list(own.values())))
     return {"loss": loss, **(own if len(own) > 1 else {})}

@@ -114,6 +114,7 @@ class Trainer:
             recipe,
             self.optimizer,
             spike_deviations=training.spike_deviations,
+            router_aux_loss_coef=config.model.router_aux_loss_coef,
             **options,
         )
         self.score = make_score_step(self.policy, **options)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrl_post.errors import InputError
+from jaxrl_post.models.experts import balance_loss
 from jaxrl_post.models.memory import on_device
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.recipes.batch import Batch, split_batch
@@ -24,13 +26,20 @@ from jaxrl_post.training.accumulation import (
     sanitise,
     shards_of,
 )
-from jaxrl_post.training.forward import compute_loss, compute_scores
+from jaxrl_post.training.forward import (
+    compute_loss,
+    compute_scores,
+    expert_load,
+    scores_of,
+    see,
+)
 from jaxrl_post.training.loss import (
     Metrics,
     loss_metrics,
     loss_shares,
     mean_or_one,
     token_losses,
+    with_share,
     with_weights,
 )
 from jaxrl_post.training.offload import LayoutKeepingJit, put_back
@@ -52,6 +61,7 @@ def make_update_step(
     chunk_size: int | None = None,
     temperature: float = 1.0,
     spike_deviations: float | None = None,
+    router_aux_loss_coef: float = 0.0,
 ) -> UpdateStep:
     """One optimizer update as a jitted function of state and batch.
 
@@ -72,40 +82,69 @@ def make_update_step(
       temperature: at which the batch was sampled.
       spike_deviations: updates with a gradient norm so far above the `TrainState.norms`
         are skipped as well, see `spikes`; the state needs a window of them.
+      router_aux_loss_coef: weight of the `experts.balance_loss`, a further summand of
+        the loss, over all tokens of contexts and responses. A batch that is cut has its
+        experts' choices counted first, in a forward pass more.
 
     Returns:
-      The function. Its metrics are device scalars: ``loss``, ``loss/<term>`` where
-      there are several, ``grad_norm`` (before clipping), ``entropy`` and the terms'
-      own.
+      The function. Its metrics are device scalars: ``loss``, ``loss/<term>`` and
+      ``loss/router`` where there are several, ``grad_norm`` (before clipping),
+      ``entropy`` and the terms' own.
 
     Raises:
-      InputError: when first called, if one sequence exceeds `micro_batch_tokens`.
+      InputError: there is a `router_aux_loss_coef` and no router; when first called,
+        if one sequence exceeds `micro_batch_tokens`.
     """
     del rules  # the state brings its shardings along
     optimizer = optax.with_extra_args_support(optimizer)
+    balanced = router_aux_loss_coef > 0
+    if balanced and policy.routing is None:
+        raise InputError(
+            f"model.router_aux_loss_coef={router_aux_loss_coef:g}: the model has no "
+            "experts to balance; leave it at 0."
+        )
 
-    def loss_fn(trainable, state, part):
+    def loss_fn(trainable, state, part, load):
         params = merge_params(trainable, state.frozen)
         models = {"student": params, "teacher": params}
         for view in ("teacher", "reference"):
             if (own := getattr(state, view)) is not None:
                 models[view] = merge_params(own, state.frozen)
-        seen = (policy, recipe, models, part)
+        seen = see(policy, recipe, models, part, measured=balanced)
         options: dict[str, Any] = {
             "temperature": temperature,
             "chunk_size": chunk_size,
         }
-        if not recipe.tokenwise:
-            return loss_shares(recipe, compute_scores(*seen, **options), part)
-        total, scores = compute_loss(*seen, total_of_tokens, **options)
-        return [total], loss_shares(recipe, scores, part)[1]
+        if recipe.tokenwise:
+            given = policy, recipe, seen, part, total_of_tokens
+            total, scores = compute_loss(*given, **options)
+            losses, aux = [total], loss_shares(recipe, scores, part)[1]
+        else:
+            scores = scores_of(policy, recipe, seen, part, **options)
+            losses, aux = loss_shares(recipe, scores, part)
+        if seen.load is None:
+            return losses, aux
+        share = balance_loss(seen.load, seen.load if load is None else load)
+        return with_share(losses, aux, "router", router_aux_loss_coef * share)
 
     def total_of_tokens(scores, batch):
         return sum(token_losses(recipe, scores, batch).values())
 
-    def grads_of(state, part):
+    def load_of_parts(state, batch):
+        """The whole batch's, where no part sees it all."""
+        if not balanced or count_parts(batch, micro_batch_tokens, mesh) == 1:
+            return None
+        params = merge_params(state.trainable, state.frozen)
+        return accumulate(
+            lambda part: expert_load(policy, params, part),
+            batch,
+            micro_batch_tokens,
+            mesh,
+        )
+
+    def grads_of(state, part, load):
         losses, pullback, aux = jax.vjp(
-            lambda trainable: loss_fn(trainable, state, part),
+            lambda trainable: loss_fn(trainable, state, part, load),
             state.trainable,
             has_aux=True,
         )
@@ -117,8 +156,9 @@ def make_update_step(
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         batch = with_weights(recipe, sanitise(batch))
+        load = load_of_parts(state, batch)
         grads, (shares, sums, spread) = accumulate(
-            lambda part: grads_of(state, part), batch, micro_batch_tokens, mesh
+            lambda part: grads_of(state, part, load), batch, micro_batch_tokens, mesh
         )
         # The weights of mean 1 are rho / mean(rho), and the mean is the whole batch's.
         factors = [1.0 if rho is None else 1 / mean_or_one(rho) for rho in spread]

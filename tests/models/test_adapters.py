@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file
 from tiny_policy import PARAMS, POLICY, make_batch
 
 from jaxrl_post import models, recipes
@@ -30,7 +33,7 @@ from jaxrl_post.training.state import init_state, merge_params
 from jaxrl_post.training.update import make_update_step
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
-FAMILIES = ["llama", "llama_tied", "qwen2", "qwen3"]
+FAMILIES = ["llama", "llama_tied", "qwen2", "qwen3", "phi3", "qwen3_moe"]
 
 
 def load(name, **options):
@@ -257,22 +260,60 @@ def test_only_adapters_are_saved_as_such(tmp_path):
         models.save(policy, params, None, path, overwrite=True)
 
 
-def test_fused_matrices_are_adapted_by_part_and_exported_merged(tmp_path):
-    """Phi-3: three adapters of one matrix of the file, of which peft has no form."""
+@pytest.mark.parametrize("name", ["qwen3", "phi3", "qwen3_moe"])
+def test_saved_alone_it_adds_to_the_base_what_the_merged_model_has(name, tmp_path):
+    """By peft's formula: W + alpha / r B A, ranks by the longest fitting name.
+
+    Of Phi-3's fused matrices, one adapter of all parts; of experts one each.
+    """
+    lora = Lora(rank=2, alpha=3, targets=("q*_proj", "gate*_proj", "down_proj"))
+    policy, params = load(name, adapter=lora)
+    path = models.save_adapter(policy, params, None, tmp_path / "adapter")
+    settings = json.loads((path / "adapter_config.json").read_text())
+    factors = load_file(path / "adapter_model.safetensors")
+    models.save(policy, params, None, tmp_path / "merged")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    base = load_file(GOLDENS / name / "model.safetensors")
+    changed = {k for k, v in merged.items() if (v != base[k].astype(v.dtype)).any()}
+    stems = {
+        k.removeprefix("base_model.model.")[: -len(".lora_A.weight")] for k in factors
+    }
+    assert changed == {f"{stem}.weight" for stem in stems}
+    for stem in stems:
+        a, b = (factors[f"base_model.model.{stem}.lora_{x}.weight"] for x in "AB")
+        own = [k for k in settings["rank_pattern"] if stem.endswith(k)]
+        rank, alpha = settings["r"], settings["lora_alpha"]
+        if own:
+            rank = settings["rank_pattern"][own[0]]
+            alpha = settings["alpha_pattern"][own[0]]
+        assert a.shape[0] == b.shape[1] == rank
+        expected = base[f"{stem}.weight"].astype(np.float64) + alpha / rank * (b @ a)
+        np.testing.assert_allclose(merged[f"{stem}.weight"], expected, atol=1e-5)
+        modules = [re.sub(r"experts\.\d+", "experts", stem)]
+        assert any(modules[0].endswith(f".{x}") for x in settings["target_modules"])
+
+
+def test_experts_are_adapted_each_by_its_own_and_split_over_a_mesh():
+    lora = Lora(rank=2, targets=("mlp.experts.*",))
+    policy, params = load("qwen3_moe", adapter=lora)
+    gate, count = params["layers"]["mlp"]["gate"], policy.config.num_experts
+    layers, width = policy.config.num_layers, policy.config.hidden_size
+    assert gate["lora_a"].shape == (layers, count, width, 2)
+    assert np.abs(gate["lora_a"]).max() <= width**-0.5
+    assert "lora_a" not in params["layers"]["attention"]["q"]
+    assert "router" not in split_adapter(params)[0]["layers"]["mlp"]
+    expected = logits(policy, params, TOKENS)
+    mesh = make_mesh(1, 1, 2, devices=jax.devices()[:2])
+    placed = models.load(GOLDENS / "qwen3_moe", mesh, adapter=lora)[1]
+    assert placed["layers"]["mlp"]["down"]["lora_b"].sharding.spec[1] == "tensor"
+    placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), params, placed)
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda p: logits(policy, p, TOKENS))(placed)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_fused_matrices_are_adapted_by_part():
     lora = models.Lora(rank=2, targets=("qkv_proj", "down_proj"))
-    policy, params, _ = models.load(GOLDENS / "phi3", adapter=lora)
+    _, params, _ = models.load(GOLDENS / "phi3", adapter=lora)
     adapted = {k for k, v in params["layers"]["attention"].items() if "lora_a" in v}
     assert adapted == {"q", "k", "v"}
-    keys = jax.random.split(jax.random.key(0), 2)
-    query = params["layers"]["attention"]["q"]
-    query["lora_b"] = jax.random.normal(keys[0], query["lora_b"].shape)
-    with pytest.raises(InputError, match="self_attn.qkv_proj: one matrix in phi3's"):
-        models.save_adapter(policy, params, None, tmp_path / "adapter")
-    path = models.save(policy, params, None, tmp_path / "merged")
-    merged, weights, _ = models.load(path)
-    tokens = jnp.arange(12).reshape(2, 6)
-    rest = (jnp.broadcast_to(jnp.arange(6), (2, 6)), jnp.ones_like(tokens))
-    a, b = (
-        p.hidden(w, tokens, *rest)[0] for p, w in ((policy, params), (merged, weights))
-    )
-    np.testing.assert_allclose(a, b, atol=1e-4)

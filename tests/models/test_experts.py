@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from goldens import GOLDENS
 
-from jaxrl_post.models.experts import routed
+from jaxrl_post import models
+from jaxrl_post.models.experts import balance_loss, choose_experts, routed
 from jaxrl_post.sharding import make_mesh
 
 WIDTH, INNER, EXPERTS, CHOSEN = 6, 5, 4, 2
@@ -40,14 +42,12 @@ def dense(x, router, kernels, normalise, xp=jnp):
 
 
 def ours(x, router, kernels, normalise=True):
-    return routed(
-        x,
-        router,
-        kernels,
-        chosen=CHOSEN,
-        normalise=normalise,
-        activation=jax.nn.silu,
-    )
+    routes = choose_experts(x, router, chosen=CHOSEN, normalise=normalise)
+    return routed(x, routes, weights(kernels), jax.nn.silu)
+
+
+def weights(kernels):
+    return tuple({"kernel": kernel} for kernel in kernels)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -74,7 +74,8 @@ def test_all_tokens_to_one_expert(inputs):
     router = np.zeros((WIDTH, EXPERTS), np.float32)
     router[:, 2] = 50.0
     x = np.abs(x)
-    out = routed(x, router, kernels, chosen=1, normalise=True, activation=jax.nn.silu)
+    routes = choose_experts(x, router, chosen=1, normalise=True)
+    out = routed(x, routes, weights(kernels), jax.nn.silu)
     gate, up, down = (kernel[2] for kernel in kernels)
     np.testing.assert_allclose(out, jax.nn.silu(x @ gate) * (x @ up) @ down, atol=1e-4)
 
@@ -99,3 +100,49 @@ def test_over_a_mesh(inputs, sizes):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected
     )
+
+
+def test_the_balance_loss_is_that_of_transformers():
+    """Padding on either side does not count; gradients are torch's, in float64."""
+    policy, params, _ = models.load(GOLDENS / "qwen3_moe")
+    with np.load(GOLDENS / "qwen3_moe" / "router.npz") as file:
+        golden = dict(file)
+    rows = golden["tokens"], golden["mask"].astype(np.int32)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, tokens, mask):
+        positions = jnp.maximum(mask.cumsum(1) - 1, 0)
+        load = policy.routing(params, tokens, positions, mask)[2]
+        whole = jax.tree.map(lambda x: x.sum((0, 1)), load)
+        return balance_loss(whole, whole)
+
+    lengths = rows[1].sum(1)
+    assert len({*lengths}) == len(lengths) == 3
+    value, found = loss(params, *rows)
+    np.testing.assert_allclose(value, golden["loss"], rtol=1e-5)
+    left = [np.stack([*map(np.roll, x, -lengths)]) for x in rows]
+    np.testing.assert_allclose(loss(params, *left)[0], golden["loss"], rtol=1e-5)
+    mlp, attention = found["layers"]["mlp"], found["layers"]["attention"]
+    for own, name in (
+        (mlp["router"].swapaxes(1, 2), "router"),
+        (attention["o"]["kernel"].reshape(golden["output"].shape), "output"),
+        (found["embed"], "embedding"),
+    ):
+        largest = np.abs(golden[name]).max()
+        assert largest > 1e-3
+        np.testing.assert_allclose(own, golden[name], atol=1e-4 * largest)
+
+
+def test_layers_apart_have_the_same_load():
+    policy, params, _ = models.load(GOLDENS / "qwen3_moe")
+    tokens = jnp.arange(12).reshape(2, 6)
+    mask = jnp.array([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    args = tokens, jnp.maximum(mask.cumsum(1) - 1, 0), mask
+    load = policy.routing(params, *args)[2]
+    np.testing.assert_array_equal(load.tokens, [[6, 4]] * policy.config.num_layers)
+    chosen = policy.config.experts_per_token * np.array([6.0, 4.0])
+    np.testing.assert_array_equal(load.chosen.sum(-1), [chosen] * len(load.chosen))
+    np.testing.assert_allclose(load.shares.sum(-1), load.tokens, rtol=1e-6)
+    apart = policy.routing(models.unstack_params(params), *args)[2]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), apart, load)
