@@ -27,6 +27,7 @@ def test_transformers_opens_it(name, limit, tmp_path):
         np.testing.assert_allclose(logits, golden["logits"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", ["llama", "phi3", "qwen3_moe"])
 def test_peft_opens_an_adapter(name, tmp_path):
     peft = pytest.importorskip("peft", reason="peft is no dependency of the project")
