@@ -158,6 +158,11 @@ def continued(python: str, folder: str, contexts: list[list[int]]) -> list[list[
     return json.loads(out.stdout.splitlines()[-1])
 
 
+def read() -> list[dict[str, Any]]:
+    """All rows so far."""
+    return list(read_rows(RESULTS))
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The last row of each mode, beside the whole model's memory."""
     lines = []

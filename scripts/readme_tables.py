@@ -10,6 +10,7 @@ import json
 import re
 import sys
 
+import bench_adapters
 import bench_tables
 import compare
 import mesh_table
@@ -64,6 +65,7 @@ def main() -> None:
             "escapes": sandbox_table.escapes(sandbox_table.read()),
         },
         "docs/performance.md": bench_tables.tables(),
+        "docs/models.md": {"adapters": bench_adapters.table(bench_adapters.read())},
     }
     stale = [name for name, tables in pages.items() if rewrite(name, tables)]
     if "--check" in sys.argv:

@@ -273,3 +273,25 @@ def test_tables_say_what_was_missed_and_what_was_refused():
         "| PGPO step / SDPO step | ≤ 1.01 | 1.01 | yes |",
     ]
     assert tables.figures([]) == tables.runs([]) == tables.peaks([]) == ""
+
+
+def test_the_table_of_adapters_has_the_last_row_of_each_mode():
+    adapters = importlib.import_module("bench_adapters")
+    assert adapters.table([]) == ""
+    row = {
+        "mode": "lora",
+        "trained": 2_500_000,
+        "arguments": 2**30,
+        "temp": 2**29,
+        "peak_rss": 3 * 2**30,
+        "generate": 1.0,
+        "update": 2.0,
+        "step": 3.0,
+    }
+    newer = {**row, "step": 4.0, "greedy_tokens": 64, "greedy_equal": 63}
+    assert adapters.table([row, newer]).splitlines()[2:] == [
+        "| lora | 2.50 | 1,024 | 512 | 3,072 | 1.00 | 2.00 | 4.00 | 63 of 64 |"
+    ]
+    assert adapters.parse(["--only", "full"]).only == ["full"]
+    with pytest.raises(SystemExit):
+        adapters.parse(["--repeats", "0"])
