@@ -160,6 +160,7 @@ class RoutedMLP(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None):
         c = self.config
         width, count, inner = x.shape[-1], c.num_experts, c.expert_size
+        assert count is not None
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
         routes = choose_experts(
             x,

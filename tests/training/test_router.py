@@ -98,7 +98,8 @@ def test_however_contexts_are_stored_the_load_is_that_of_whole_sequences():
     owner = (np.arange(batch.size) // GROUP_SIZE).astype(np.int32)
     copies = {k: getattr(batch, k)[owner] for k in ("contexts", "context_mask")}
     layouts = {}, {"context_index": owner}, copies
-    found = [expert_load(POLICY, PARAMS, batch.replace(**kind)) for kind in layouts]
+    load = jax.jit(lambda batch: expert_load(POLICY, PARAMS, batch))
+    found = [load(batch.replace(**kind)) for kind in layouts]
     count = batch.token_mask.sum() + copies["context_mask"][:-GROUP_SIZE].sum()
     assert found[0].tokens == count * CONFIG.num_layers
     for other in found[1:]:
