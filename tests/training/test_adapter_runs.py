@@ -83,6 +83,47 @@ def test_a_mesh_trains_the_same_adapter(tiny_config, tmp_path):
             np.testing.assert_allclose(several[key], one[key], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_mixture_trains_its_experts_adapters_and_balances_them(
+    tiny_config, tmp_path, tiny_model
+):
+    _, _, tokenizer = models.load(tiny_model)
+    small = models.DecoderConfig(
+        family="qwen3_moe",
+        vocab_size=258,
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        qk_norm=True,
+        num_experts=4,
+        experts_per_token=2,
+        expert_size=8,
+        max_positions=256,
+    )
+    policy = models.decoder(small)
+    path = tmp_path / "mixture"
+    models.save(policy, policy.init(jax.random.key(0)), tokenizer, path)
+    lora = {**LORA, "targets": ["mlp.experts.*"], "base_dtype": "int8"}
+    section = {"path": str(path), "lora": lora, "router_aux_loss_coef": 0.1}
+    result = training.run(config_of(tiny_config, tmp_path / "run", model=section))
+    rows = read_metrics(tmp_path / "run")
+    assert all(row["loss/router"] > 0.2 for row in rows[1:])  # two chosen, balanced
+    assert rows[1]["sampler/logp_gap"] < 1e-4
+    trained = result.state.trainable["layers"]
+    assert set(trained) == {"mlp"} and np.abs(trained["mlp"]["up"]["lora_b"]).max() > 0
+    policy, params, _ = load_policy(tmp_path / "run")
+    merged = models.load(tmp_path / "run" / "model")[1]
+    tokens = np.arange(12)[None]
+    hidden, plain = (
+        policy.hidden(p, tokens, tokens, np.ones_like(tokens))[0]
+        for p in (params, merged)
+    )
+    np.testing.assert_allclose(hidden, plain, atol=1e-5)
+
+
 def test_an_adapter_is_not_resumed_on_other_weights(tiny_config, tmp_path, tiny_model):
     policy, params, tokenizer = models.load(tiny_model)
     path = models.save(policy, params, tokenizer, tmp_path / "base")
