@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import chex
@@ -42,9 +45,9 @@ def load(
 ) -> tuple[Policy, chex.ArrayTree, Any | None]:
     """Opens a model: its functions, its parameters and its tokenizer.
 
-    Weights are read one leaf of the tree at a time; with a mesh every device's part
-    is read by itself, and handed over before the next: a host never holds more of the
-    model than its own devices do, and one part.
+    Weights are read one leaf of the tree at a time, large ones a tensor at a time; with
+    a mesh every device's part is read by itself, and handed over before the next: a
+    host never holds more of the model than its own devices do, and one part.
 
     Args:
       path_or_id: a Hugging Face folder (safetensors), a hub id, a ``.gguf`` file, or
@@ -98,10 +101,14 @@ def load(
         def read(index, rule=rule, shape=shape):
             return _read_leaf(checkpoint, rule, index, shape, dtype)
 
-        if shardings is None:
-            leaf = jax.device_put(read((slice(None),) * len(shape)))
-        else:
+        whole = (slice(None),) * len(shape)
+        if shardings is not None:
             leaf = _by_parts(shape, _get(shardings, rule.path), read)
+        elif rule.per_layer and math.prod(shape) * jnp.dtype(dtype).itemsize >= LARGE:
+            blocks = _blocks(checkpoint, rule, whole, shape)
+            leaf = _by_tensors(shape, dtype, blocks)
+        else:
+            (leaf,) = _place(read(whole), [None])
         if int8 and is_quantised(rule):
             for name, part in quantise_placed(leaf, rule).items():
                 _set(params, (*rule.path[:-1], name), jax.block_until_ready(part))
@@ -123,24 +130,65 @@ def stop_token_ids(policy: Policy, tokenizer: Any | None = None) -> tuple[int, .
     return tuple(sorted(ids))
 
 
+LARGE = 2**28
+"""Bytes from which on one device gets the leaf of all layers a tensor at a time, which
+takes a program of its own."""
+
+
+def _blocks(
+    checkpoint: Checkpoint, rule: TensorRule, index: Index, shape
+) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """The part `index` of a leaf: of each tensor its place in the part, and its own."""
+    ranges = [range(*part.indices(n)) for part, n in zip(index, shape, strict=True)]
+    stacked = len(shape) - len(rule.shape)
+    names, part = rule.names(shape[0]), index[stacked:]
+    for at in np.ndindex(*(len(r) for r in ranges[:stacked])):
+        name = names[tuple(r[i] for r, i in zip(ranges, at, strict=False))]
+        yield at, rule.from_file(checkpoint.read(name, rule.file_index(part)), part)
+
+
 def _read_leaf(
     checkpoint: Checkpoint, rule: TensorRule, index: Index, shape, dtype
 ) -> np.ndarray:
     """The part `index` of a leaf, tensor by tensor into one host array."""
-    ranges = [range(*part.indices(n)) for part, n in zip(index, shape, strict=True)]
-    stacked = len(shape) - len(rule.shape)
-    names, part = rule.names(shape[0]), index[stacked:]
-
-    def block(at):
-        name = names[tuple(r[i] for r, i in zip(ranges, at, strict=False))]
-        return rule.from_file(checkpoint.read(name, rule.file_index(part)), part)
-
-    if not stacked:
-        return np.asarray(block(()), dtype)
-    out = np.empty([len(r) for r in ranges], dtype)
-    for at in np.ndindex(*out.shape[:stacked]):
-        out[at] = block(at)
+    blocks = _blocks(checkpoint, rule, index, shape)
+    if len(shape) == len(rule.shape):
+        return np.asarray(next(blocks)[1], dtype)
+    lengths = [len(range(*p.indices(n))) for p, n in zip(index, shape, strict=True)]
+    out = np.empty(lengths, dtype)
+    for at, block in blocks:
+        out[at] = block
     return out
+
+
+def _place(host: np.ndarray, devices: Iterable[Any]) -> list[jax.Array]:
+    """Copies on devices, None being the default one, with no hold on `host` left."""
+    copies = jax.block_until_ready([jax.device_put(host, d) for d in devices])
+    gc.collect(0)  # jax lets go of host arrays when it next comes by, or then
+    return copies
+
+
+def _by_tensors(
+    shape: tuple[int, ...],
+    dtype: Any,
+    blocks: Iterable[tuple[tuple[int, ...], np.ndarray]],
+) -> jax.Array:
+    """An array on the default device, of which no more than a tensor is on the host."""
+    leaf = jnp.zeros(shape, dtype)
+    for at, block in blocks:
+        leaf = jax.block_until_ready(_write(leaf, np.asarray(block, dtype), at))
+        del block
+        gc.collect(0)
+    return leaf
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(leaf: jax.Array, block: jax.Array, at: tuple[int, ...]) -> jax.Array:
+    # in place, as a scatter (`at[].set`) of bfloat16 is not on CPU
+    block = jnp.expand_dims(block, range(len(at)))
+    return jax.lax.dynamic_update_slice(
+        leaf, block, (*at, *[0] * (block.ndim - len(at)))
+    )
 
 
 def _by_parts(
@@ -156,9 +204,7 @@ def _by_parts(
         holders.setdefault(key, []).append((device, index))
     placed: list[jax.Array] = []
     for part in holders.values():
-        host = read(part[0][1])
-        copies = [jax.device_put(host, device) for device, _ in part]
-        placed += jax.block_until_ready(copies)  # lets go of `host`
+        placed += _place(read(part[0][1]), [device for device, _ in part])
     return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 

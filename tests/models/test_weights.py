@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrl_post import models
 from jaxrl_post.errors import InputError
+from jaxrl_post.models import weights_in
 from jaxrl_post.sharding import make_mesh
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "models"
@@ -135,6 +136,23 @@ def test_each_device_reads_its_part(model, monkeypatch):
     assert sizes[name] == [kernel[0].size // 4] * 4
     # what every device has is read once
     assert sizes["model.norm.weight"] == [policy.config.hidden_size]
+
+
+@pytest.mark.parametrize("name", ["phi3", "qwen3_moe"])
+def test_large_leaves_are_read_a_tensor_at_a_time(name, monkeypatch):
+    expected = models.load(GOLDENS / name, dtype=jnp.bfloat16)[1]
+    largest = []
+    write = weights_in._write
+
+    def noted(leaf, block, at):
+        largest.append((block.nbytes, leaf.nbytes))
+        return write(leaf, block, at)
+
+    monkeypatch.setattr(weights_in, "_write", noted)
+    monkeypatch.setattr(weights_in, "LARGE", 2048)
+    found = models.load(GOLDENS / name, dtype=jnp.bfloat16)[1]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert largest and all(leaf >= 2 * block for block, leaf in largest)
 
 
 def test_heads_split_otherwise(model):
