@@ -116,7 +116,8 @@ def _tensors(
 
 
 def _block_diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """
+    """The blocks from the upper left to the lower right, zeros elsewhere.
+
     >>> _block_diagonal([np.ones((1, 2)), np.full((2, 1), 3.0)]).tolist()
     [[1.0, 1.0, 0.0], [0.0, 0.0, 3.0], [0.0, 0.0, 3.0]]
     """
