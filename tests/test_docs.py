@@ -18,8 +18,10 @@ SECTIONS = ("optimizer", "sampling", "task", "tracking", "training")
 
 def test_every_page_is_in_the_navigation_and_exists():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-    named = re.findall(r"[\w]+\.md", str(nav))
-    assert sorted(named) == sorted(path.name for path in ROOT.glob("docs/*.md"))
+    named = re.findall(r"[\w/]+\.md", str(nav))
+    docs = ROOT / "docs"
+    there = [path.relative_to(docs).as_posix() for path in docs.rglob("*.md")]
+    assert sorted(named) == sorted(there)
 
 
 @pytest.mark.parametrize("page", ["coming_from.md", "report.md"])

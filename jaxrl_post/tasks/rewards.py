@@ -102,6 +102,25 @@ class RewardFunctionJudge:
                         f"the rows have no such column; {nearest(p.name, given)}"
                     )
 
+    def rehearse(self, prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
+        """Calls the functions on two answers to the first prompt, as a judge would be.
+
+        Only what no answer excuses counts; that a function raises at one may be the
+        answer's fault.
+
+        Returns:
+          One verdict, whose ``extra["wrong"]`` says what a function returned in the
+          place of a list of one reward for each answer; None where all is well.
+        """
+        wrong = None
+        try:
+            self(prompts.take([0, 0]), ["", "0"])
+        except InputError as error:
+            wrong = str(error)
+        except Exception:
+            pass
+        return [Verdict(None, extra={"wrong": wrong})]
+
     def __call__(self, prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
         count = len(completions)
         logged: dict[str, list[Any]] = {}
@@ -187,10 +206,13 @@ def _call(function: RewardFunction, arguments: Mapping[str, Any]) -> Any:
 def _checked(function: RewardFunction, values: Any, count: int) -> list[float | None]:
     name = _name(function)
     if values is None or not hasattr(values, "__len__"):
-        raise ValueError(f"{name} returned {shown(values)}, no list of rewards.")
+        raise InputError(
+            f"The reward function {name} returned {shown(values)}, no list of rewards."
+        )
     if len(values) != count:
-        raise ValueError(
-            f"{name} returned {len(values)} rewards for {count} completions."
+        raise InputError(
+            f"The reward function {name} returned {len(values)} rewards for {count} "
+            "completions; it must return one for each, None where there is none."
         )
     return [None if value is None else _reward(value, name) for value in values]
 

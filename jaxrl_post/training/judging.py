@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jaxrl_post.errors import InputError
 from jaxrl_post.generation import decode_responses
 from jaxrl_post.generation.rollouts import Array
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.sharding import processes
+from jaxrl_post.tasks import Task
+from jaxrl_post.tasks.rewards import RewardFunctionJudge
 from jaxrl_post.types import Judge, Prompts, Verdict
 
 
@@ -40,6 +43,23 @@ def read_and_judge(
 
     both = processes.in_shares(len(prompts), own)
     return [text for text, _ in both], [verdict for _, verdict in both]
+
+
+def rehearse(pool: JudgePool, task: Task, key: str) -> None:
+    """Has a task's reward functions judge two answers before anything is loaded.
+
+    Args:
+      pool: of this process.
+      task: with any judge; only reward functions are tried.
+      key: the config's section of the task, for messages.
+
+    Raises:
+      InputError: a function does not return one reward for each answer.
+    """
+    if isinstance(task.judge, RewardFunctionJudge):
+        (verdict,) = pool.judge(task.judge.rehearse, task.rows([0]), [""])
+        if wrong := verdict.extra.get("wrong"):
+            raise InputError(f"{key}: {wrong}")
 
 
 def judge_rows(

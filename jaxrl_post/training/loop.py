@@ -26,6 +26,7 @@ from jaxrl_post.training.configfile import flat_keys
 from jaxrl_post.training.evaluation import Evaluator, open_tasks
 from jaxrl_post.training.interruption import Interrupted as Interrupted
 from jaxrl_post.training.interruption import Signals, StepGivenUp, signals
+from jaxrl_post.training.judging import rehearse
 from jaxrl_post.training.metrics import MetricsWriter, replace_text
 from jaxrl_post.training.offload import offload
 from jaxrl_post.training.progress import Progress
@@ -113,6 +114,8 @@ class _Run:
         self.config, self.stages, self.dir = config, stages, run_dir
         # What costs nothing is opened first: a wrong name shows before weights load.
         tasks = [_open_task(stage) for stage in stages]
+        for stage, task in zip(stages, tasks, strict=True):
+            rehearse(pool, task, stage.key("task"))
         measured = open_tasks(config)
         meshes = [open_mesh(s.config, trains=s.recipe.learns) for s in stages]
         mesh = meshes[0]
