@@ -49,3 +49,8 @@ def load(split="train"):
 def one_short(completions, **columns):
     """A reward function that forgets a completion."""
     return [0.0 for _ in completions][1:]
+
+
+def raises(completions, **columns):
+    """A reward function that knows no answer that it can read."""
+    raise ValueError("unreadable")

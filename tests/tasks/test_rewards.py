@@ -140,6 +140,31 @@ def test_bad_input():
         from_reward_function(too_few)(make_prompts(), ["a", "b"])
 
 
+def unreadable(completions, **kwargs):
+    return [float(text) for text in completions]
+
+
+def no_list(completions, **kwargs):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (says, None),
+        (unreadable, None),  # the answer's fault
+        (too_few, "too_few returned 1 rewards for 2 completions"),
+        (no_list, "no_list returned None, no list of rewards"),
+    ],
+)
+def test_a_rehearsal_finds_what_no_answer_excuses(function, words):
+    judge = from_reward_function([matches, function])
+    with JudgePool(0) as pool:
+        (verdict,) = pool.judge(judge.rehearse, make_prompts(1), [""])
+    wrong = verdict.extra["wrong"]
+    assert wrong is None if words is None else words in wrong
+
+
 # What TRL's functions may take beside columns -----------------------------------------
 
 

@@ -43,7 +43,18 @@ def test_a_run_goes_on_whatever_its_judge_does(tiny_config, caplog):
 
 
 def test_a_judge_that_fails_at_everything_ends_the_run_and_says_why(tiny_config):
-    config = tiny_config(task={"reward": "bad_judge_task:one_short"}, evaluation={})
-    words = "none of the 16 completions of step 1: .*one_short returned 0 rewards for 1"
+    config = tiny_config(task={"reward": "bad_judge_task:raises"}, evaluation={})
+    words = "none of the 16 completions of step 1: .*unreadable"
     with pytest.raises(InputError, match=words):
         training.run(config)
+
+
+def test_rewards_of_the_wrong_number_are_found_before_the_model(tiny_config):
+    """Judged one at a time, as after a failure, some such functions would look right."""
+    config = tiny_config(
+        task={"reward": "bad_judge_task:one_short"}, model={"path": "no-model"}
+    )
+    words = "task: The reward function one_short returned 1 rewards for 2 completions"
+    with pytest.raises(InputError, match=words):
+        training.run(config)
+    assert not Path(config.run.dir).exists()
