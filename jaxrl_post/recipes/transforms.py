@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxrl_post.advantages import overlong_penalty
+from jaxrl_post.errors import InputError
 from jaxrl_post.recipes.groups import Groups
 
 
@@ -33,6 +34,30 @@ class OverlongPenalty:
         )
         shaped = groups.rewards + np.asarray(shaping, np.float32)
         return replace(groups, rewards=np.where(groups.judged, shaped, 0.0))
+
+
+@dataclass(frozen=True)
+class CountSuccesses:
+    """Adds a visit to what is remembered of the questions' success rates.
+
+    Completions of which the judge does not know whether they succeed count for neither
+    side.
+
+    Raises:
+      InputError: the judge gives rewards and never says what a success is.
+    """
+
+    def __call__(self, groups: Groups) -> Groups:
+        if groups.posterior is None:
+            return groups
+        known = [[v.success for v in row] for row in groups.verdicts]
+        visits = np.array([(row.count(True), row.count(False)) for row in known])
+        if not visits.any() and groups.judged.any():
+            raise InputError(
+                "task.curriculum goes by successes, and the judge gives rewards but "
+                "does not say what a success is; have it set Verdict.success."
+            )
+        return replace(groups, posterior=groups.posterior + visits)
 
 
 @dataclass(frozen=True)

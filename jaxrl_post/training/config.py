@@ -128,6 +128,21 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class CurriculumConfig:
+    """Questions that all answers of a group solve, or none, are asked less often.
+
+    Attributes:
+      floor: chance of a question that is always solved, or never, to be asked when its
+        turn comes; one of which half the answers succeed has 1.
+      discount: how much of what earlier visits of a question showed still counts at
+        the next; recipes that remember by themselves have their own.
+    """
+
+    floor: float = number(0.1, above=0, at_most=1)
+    discount: float = number(0.5, at_least=0, at_most=1)
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What is asked, and how answers are judged.
 
@@ -135,6 +150,7 @@ class TaskConfig:
       name: a built-in task, or ``my_module:my_task``.
       split: the part of the data to train on.
       questions: those to train on, by id or by row number from 0; null: all.
+      curriculum: ask questions by how often they are solved; null: all alike.
       max_prompt_length: tokens; longer prompts are dropped and counted, never cut.
       max_dropped_share: of the prompts; when more are too long, that is an error.
       judge_timeout: seconds that the judging of one completion may take.
@@ -144,6 +160,7 @@ class TaskConfig:
     name: str
     split: str = "train"
     questions: tuple[Any, ...] | None = None
+    curriculum: CurriculumConfig | None = None
     max_prompt_length: int = number(1024, at_least=1)
     max_dropped_share: float = number(0.1, at_least=0, at_most=1)
     judge_timeout: float = number(10.0, above=0)

@@ -51,6 +51,11 @@ def problems_of(config: Config) -> list[str]:
         for wanted in config.task.questions or ()
         if not isinstance(wanted, str) and (type(wanted) is not int or wanted < 0)
     ]
+    if config.task.curriculum is not None and config.run.replay is not None:
+        problems.append(
+            "task.curriculum: run.replay takes the questions of another run; leave out "
+            "one of them"
+        )
     if config.task.questions == ():
         problems.append("task.questions=[]: name a question, or null for all")
     if config.run.dir is not None and not config.run.dir.isprintable():

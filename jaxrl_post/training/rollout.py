@@ -28,6 +28,7 @@ from jaxrl_post.training.assembly import (
     make_groups,
 )
 from jaxrl_post.training.config import Config
+from jaxrl_post.training.curriculum import draw
 from jaxrl_post.training.demonstrations import DemonstrationStore
 from jaxrl_post.training.history import History
 from jaxrl_post.training.judging import read_and_judge
@@ -35,6 +36,7 @@ from jaxrl_post.training.posteriors import Posteriors
 from jaxrl_post.training.prefixes import continue_prefixes
 from jaxrl_post.training.turns import in_turns
 from jaxrl_post.training.widths import fit_width, pad_left
+from jaxrl_post.types import Prompts
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,13 @@ class Collector:
         )
         last: Groups | None = None
         times = {"time/generate": 0.0, "time/judge": 0.0}
-        dropped = round_ = 0
+        dropped = drawn = round_ = 0
         while True:
             missing = wanted - sum(map(len, kept))
-            prompts = self._task.prompts(self._config.run.seed, cursor, missing)
+            prompts, cursor = self._draw(cursor, missing, posteriors.after)
             if self._history is not None:
                 prompts = self._history.show(prompts, moment.step)
-            cursor += missing
+            drawn += missing
             encoded = self._encode(prompts)
             dropped += len(encoded.dropped)
             if len(encoded.prompts):
@@ -174,7 +176,7 @@ class Collector:
         if not sampled:
             length = self._config.task.max_prompt_length
             raise InputError(
-                f"None of the {cursor - moment.cursor} prompts drawn for step "
+                f"None of the {drawn} prompts drawn for step "
                 f"{moment.step} can be used: {dropped} are longer than "
                 f"task.max_prompt_length={length} tokens, the others have no verified "
                 "demonstration."
@@ -194,9 +196,29 @@ class Collector:
             "sampling/dropped_prompts": float(dropped),
             "sampling/kept_groups": float(sum(map(len, kept))),
         }
+        if self._config.task.curriculum is not None:
+            passed_over = cursor - moment.cursor - drawn
+            metrics["sampling/passed_over"] = float(passed_over)
         if groups.is_teacher is not None and self._recipe.rollouts:
             metrics["injection/count"] = float(groups.is_teacher.any(2).sum())
         return Collected(groups, cursor, posteriors.after, metrics)
+
+    def _draw(
+        self, cursor: int, count: int, posterior: np.ndarray | None
+    ) -> tuple[Prompts, int]:
+        """The next questions, and the cursor behind them."""
+        seed, curriculum = self._config.run.seed, self._config.task.curriculum
+        if curriculum is None or posterior is None:
+            return self._task.prompts(seed, cursor, count), cursor + count
+        return draw(
+            self._task,
+            self._rows,
+            posterior,
+            floor=curriculum.floor,
+            seed=seed,
+            cursor=cursor,
+            count=count,
+        )
 
     def _sampling_metrics(self, groups: Groups, times) -> dict[str, float]:
         if not self._recipe.rollouts:

@@ -14,6 +14,7 @@ from jaxrl_post.errors import InputError
 from jaxrl_post.recipes.injection import Injection
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.training.config import Config
+from jaxrl_post.training.curriculum import remembering
 from jaxrl_post.training.offload import offload
 from jaxrl_post.training.state import TrainState, init_state
 
@@ -152,6 +153,7 @@ def _make_recipe(name: str | None, config: Config, recipe: Recipe | None) -> Rec
                 "Reprompt()."
             )
         _check_groups(recipe, config.training.group_size)
+        recipe = remembering(recipe, config.task.curriculum)
     except InputError as error:
         raise InputError(f"stages.{name}: {error}") if name else error from None
     return recipe

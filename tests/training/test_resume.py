@@ -18,7 +18,10 @@ from jaxrl_post.training.provenance import code_version
 SHOWN = {"name": "shown_task:load"}
 REPROMPT = {"max_length": 64}
 CASES = {
-    "grpo": {"recipe": {"dynamic_sampling": True, "max_sampling_rounds": 2}},
+    "grpo": {
+        "recipe": {"dynamic_sampling": True, "max_sampling_rounds": 2},
+        "task": {"curriculum": {"floor": 0.1}},
+    },
     "sdpo": {"recipe": {"top_k": 5, **REPROMPT}},
     "pgpo": {
         "recipe": {
@@ -53,6 +56,7 @@ CASES = {
 def was_active(name, rows):
     """Whether there was something of the recipe's own to lose."""
     return {
+        "grpo": lambda: any(row["sampling/passed_over"] for row in rows),
         "pgpo": lambda: (
             any(row["teacher/reprompted"] for row in rows)
             and any(row["information/multiplier"] != 1 for row in rows)
