@@ -30,9 +30,6 @@ def test_a_page_runs_from_its_first_line_to_its_last(page, tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_has_its_wrong_turn_and_links_that_lead_somewhere(page):
-    text = page.read_text()
-    errors = re.findall(r"^```text\nerror: .+\n```$", text, flags=re.M)
-    assert len(errors) == 1
-    links = re.findall(r"\]\(([^)#:]+)", text)
-    assert links and [x for x in links if not (page.parent / x).is_file()] == []
+def test_a_page_has_its_wrong_turn(page):
+    found = re.findall(r"^```text\nerror: .+\n```$", page.read_text(), flags=re.M)
+    assert len(found) == 1

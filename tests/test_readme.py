@@ -56,10 +56,12 @@ def run_doctest(snippet, names):
     assert not runner.failures, "".join(report)
 
 
-def test_configs_in_yaml_are_valid():
+@pytest.mark.parametrize("name", ["README.md", "docs/data.md"])
+def test_configs_in_yaml_are_valid(name):
     """A fragment stands in a config; its sections replace that one's."""
     whole = yaml.safe_load((ROOT / "configs" / "grpo_science.yaml").read_text())
-    texts = re.findall(r"^```yaml\n(.*?)^```$", README.read_text(), flags=re.M | re.S)
+    page = (ROOT / name).read_text()
+    texts = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.M | re.S)
     assert texts
     for text in texts:
         tree = yaml.safe_load(text)

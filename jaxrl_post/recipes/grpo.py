@@ -135,7 +135,11 @@ def grpo(
             loss=partial(
                 _policy_gradient, kind=importance, clips=clips, correction=correction
             ),
-            metrics=ratio_metrics,
+            metrics=(
+                partial(clip_metrics, clip_low=clip_low, clip_high=clip_high)
+                if importance == "token"
+                else ratio_metrics
+            ),
             tokenwise=tokenwise,
             **shared,
         ),
@@ -206,6 +210,34 @@ def ratio_metrics(scores: Scores, batch: Batch) -> Scores:
     metrics = {"policy/kl_to_old": losses.reference_kl(scores["logps"], old)}
     if batch.sampler_logps is not None:
         metrics["sampler/logp_gap"] = jnp.abs(old - batch.sampler_logps)
+    return metrics
+
+
+def clip_metrics(
+    scores: Scores,
+    batch: Batch,
+    *,
+    clip_low: float | None,
+    clip_high: float | None,
+) -> Scores:
+    """`ratio_metrics`, and the tokens whose gradient the clip takes away.
+
+    ``policy/clipped_low``: the ratio is too low, the advantage negative;
+    ``policy/clipped_high``: too high, and positive. Only of batches with old log-probs;
+    without them every ratio is 1.
+    """
+    metrics = dict(ratio_metrics(scores, batch))
+    if batch.old_logps is None:
+        return metrics
+    log_ratio = scores["logps"] - old_logps(scores, batch)
+    advantages = jnp.asarray(batch.advantages)
+    advantages = advantages if advantages.ndim == 2 else advantages[:, None]
+    low = -jnp.inf if clip_low is None or clip_low >= 1 else jnp.log1p(-clip_low)
+    high = jnp.inf if clip_high is None else jnp.log1p(clip_high)
+    too_low = (log_ratio < low) & (advantages < 0)
+    too_high = (log_ratio > high) & (advantages > 0)
+    metrics["policy/clipped_low"] = too_low.astype(jnp.float32)
+    metrics["policy/clipped_high"] = too_high.astype(jnp.float32)
     return metrics
 
 

@@ -1,9 +1,10 @@
 """Plays a page of the docs in an empty folder: ``python pages.py PAGE``.
 
-Its blocks are taken in their order. One that begins with ``# name.py`` or ``# name.yaml``
-becomes that file; other Python is run. Of a bash block every line is a command of
-``jaxrl-post``, or exports a variable. A text block that begins with ``error: `` is what
-the command before it prints in that one line, which then ends with 2 and leaves nothing.
+Its blocks are taken in their order. One that begins with ``# name.py``, or with a name
+that ends in ``.yaml``, becomes that file; other Python is run. Of a bash block every
+line is a command of ``jaxrl-post``, or exports a variable. A text block that begins
+with ``error: `` is what the command before it prints in that one line, which then ends
+with 2 and leaves nothing.
 """
 
 from __future__ import annotations

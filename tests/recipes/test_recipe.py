@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,6 +51,36 @@ def test_presets_are_overridden_by_arguments():
     advantages = verl.advantages(rewards, where=np.ones((1, 4), bool))
     # verl: (1 - .5) / (std with ddof 1 + 1e-6) = .8660239
     np.testing.assert_allclose(advantages[0, 0], 0.8660239, rtol=1e-6)
+
+
+def test_clipped_tokens_are_those_without_a_gradient():
+    """Both sides, advantages of both signs, against the loss's own gradient."""
+    ratios = jnp.array([[0.5, 0.9, 1.0, 1.1, 2.0]] * 2)
+    rows = {"contexts": jnp.ones((2, 3), jnp.int32), "context_mask": jnp.ones((2, 3))}
+    ones = jnp.ones((2, 5), bool)
+    batch = recipes.Batch(
+        **rows,
+        responses=jnp.ones((2, 5), jnp.int32),
+        token_mask=ones,
+        loss_mask=ones,
+        sequence_mask=jnp.ones(2, bool),
+        advantages=jnp.array([1.0, -1.0]),
+        old_logps=jnp.zeros((2, 5)),
+    )
+    (term,) = recipes.grpo(clip_low=0.2, clip_high=0.3).terms
+    logps = jnp.log(ratios)
+    metrics = term.metrics({"logps": logps}, batch)
+    gradient = jax.grad(lambda x: term.loss({"logps": x}, batch).sum())(logps)
+    clipped = metrics["policy/clipped_low"] + metrics["policy/clipped_high"]
+    np.testing.assert_array_equal(clipped, gradient == 0)
+    np.testing.assert_array_equal(metrics["policy/clipped_high"][0], [0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(metrics["policy/clipped_low"][1], [1, 0, 0, 0, 0])
+    on_policy = batch.replace(old_logps=None)
+    assert "policy/clipped_low" not in term.metrics({"logps": logps}, on_policy)
+    (term,) = recipes.grpo(clip_low=None, clip_high=None).terms
+    metrics = term.metrics({"logps": logps}, batch)
+    assert not metrics["policy/clipped_low"].any()
+    assert not metrics["policy/clipped_high"].any()
 
 
 @pytest.mark.parametrize("preset", sorted(recipes.grpo_presets()))

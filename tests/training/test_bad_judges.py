@@ -50,7 +50,7 @@ def test_a_judge_that_fails_at_everything_ends_the_run_and_says_why(tiny_config)
 
 
 def test_rewards_of_the_wrong_number_are_found_before_the_model(tiny_config):
-    """Judged one at a time, as after a failure, some such functions would look right."""
+    """Judged one at a time, as after a failure, some of them would look right."""
     config = tiny_config(
         task={"reward": "bad_judge_task:one_short"}, model={"path": "no-model"}
     )
