@@ -15,11 +15,13 @@ from jaxrl_post.errors import InputError, nearest, shown
 from jaxrl_post.tasks.base import Row, RowsTask, Task, nobody, select
 from jaxrl_post.tasks.lookup import check_types, resolve
 from jaxrl_post.tasks.rewards import RewardFunctionJudge, from_reward_function
+from jaxrl_post.tasks.streams import StreamTask
 
 __all__ = [
     "BUILT_IN",
     "Row",
     "RowsTask",
+    "StreamTask",
     "Task",
     "from_reward_function",
     "load",
@@ -73,7 +75,7 @@ def load(
     elif task.judge is nobody:
         nobody(task.rows([]), [])  # better now than in the middle of a run
     if reward is not None and isinstance(task.judge, RewardFunctionJudge):
-        task.judge.check(task.rows(range(min(len(task), 100))))
+        task.judge.check(task.prompts(seed=0, cursor=0, count=100))
     return task
 
 

@@ -116,6 +116,16 @@ def select(task: Task, questions: Sequence[str | int], key: str = "questions") -
     return RowsTask(task.name, rows, task.judge, getattr(task, "turns", 1))
 
 
+def prompts_of(rows: Sequence[Row]) -> Prompts:
+    """The questions of some rows."""
+    return Prompts(
+        ids=tuple(row.id for row in rows),
+        messages=tuple(row.messages for row in rows),
+        columns=tuple(row.columns for row in rows),
+        demonstrations=tuple(row.demonstration for row in rows),
+    )
+
+
 def nobody(prompts: Prompts, completions: Sequence[str]) -> list[Verdict]:
     """The judge of rows without answers, until a reward function takes its place.
 
@@ -174,13 +184,7 @@ class RowsTask:
 
     def rows(self, indices: Sequence[int]) -> Prompts:
         """The questions with these row numbers, in that order; one may come twice."""
-        chosen = [self._rows[i] for i in indices]
-        return Prompts(
-            ids=tuple(row.id for row in chosen),
-            messages=tuple(row.messages for row in chosen),
-            columns=tuple(row.columns for row in chosen),
-            demonstrations=tuple(row.demonstration for row in chosen),
-        )
+        return prompts_of([self._rows[i] for i in indices])
 
     def prompts(self, seed: int, cursor: int, count: int) -> Prompts:
         """The `count` questions that follow the first `cursor` ones of this seed.

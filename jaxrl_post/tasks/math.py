@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.tasks import rows
-from jaxrl_post.tasks.base import RowsTask
+from jaxrl_post.tasks.base import Task
 from jaxrl_post.tasks.extraction import last_boxed
 from jaxrl_post.types import Prompts, Verdict
 
@@ -33,7 +33,7 @@ def load(
     data_source: str | Sequence[str] | None = None,
     strict: bool = True,
     after_thinking: bool = False,
-) -> RowsTask:
+) -> Task:
     r"""Opens a data set of mathematical problems; by default MATH (arXiv 2103.03874).
 
     Args:

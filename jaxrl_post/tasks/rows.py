@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxrl_post.errors import InputError, nearest, shown
-from jaxrl_post.tasks.base import Row, RowsTask, nobody
+from jaxrl_post.tasks.base import Row, RowsTask, Task, nobody
 from jaxrl_post.tasks.extraction import final_answer
 from jaxrl_post.tasks.lookup import resolve
-from jaxrl_post.tasks.sources import column, read
+from jaxrl_post.tasks.sources import column, read, stream
+from jaxrl_post.tasks.streams import StreamTask
 from jaxrl_post.types import Judge, Message, Prompts, Verdict
 
 JUDGES = ("exact", "gsm8k", "math", "mcq")
@@ -32,7 +34,8 @@ def load(
     system: str | None = None,
     instruction: str | None = None,
     data_source: str | Sequence[str] | None = None,
-) -> RowsTask:
+    streaming: bool = False,
+) -> Task:
     """Opens a table whose columns you name.
 
     Rows in verl's layout (``prompt`` messages, ``reward_model.ground_truth``) are
@@ -56,46 +59,68 @@ def load(
       system: system prompt, put before prompts that have none of their own.
       instruction: stands below every question that is a text.
       data_source: keep only rows whose column ``data_source`` is this, or one of these.
+      streaming: hold only a part of the table at a time (`StreamTask`). Repeated rows
+        stay as they are, and the first row says whether the layout is verl's.
 
     Returns:
       A task whose rows keep all other columns of the table.
     """
+    name = Path(source).stem
+
+    def make_row(i: int, record: Mapping[str, Any]) -> Row:
+        columns = {k: v for k, v in record.items() if k != prompt}
+        if _is_verl(record):
+            columns["answer"] = _ground_truth(record)
+        elif answer is not None:
+            columns["answer"] = column(record, answer)
+        return Row(
+            id=f"{record.get('data_source', name)}/{i}",
+            messages=_messages(column(record, prompt), system, instruction),
+            columns=columns,
+            demonstration=(
+                _solution(column(record, demonstration)) if demonstration else None
+            ),
+        )
+
+    if streaming:
+        open_records = stream(source, split, subset=subset)
+
+        def rows_of_stream() -> Iterator[Row]:
+            records: Iterable[dict[str, Any]] = open_records()
+            if data_source is not None:
+                wanted = {data_source} if isinstance(data_source, str) else data_source
+                records = (r for r in records if column(r, "data_source") in wanted)
+            return itertools.starmap(make_row, enumerate(records))
+
+        if (first := next(rows_of_stream(), None)) is None:
+            raise InputError(f"{source} has no rows; check its split and filters.")
+        judged_by = _judge(judge, answer, verl=_is_verl(first.columns))
+        return StreamTask(name, rows_of_stream, judged_by)
+
     records = read(source, split, subset=subset)
     if data_source is not None:
         records = _of_source(records, data_source)
     found: dict[str, Row] = {}
     repeats: Counter[str] = Counter()
     for i, record in enumerate(records):
-        messages = _messages(column(record, prompt), system, instruction)
-        origin = str(record.get("data_source", Path(source).stem))
-        key = json.dumps([origin, messages])
+        row = make_row(i, record)
+        key = json.dumps([row.id.removesuffix(f"/{i}"), row.messages])
         repeats[key] += 1
-        if key not in found:
-            columns = {k: v for k, v in record.items() if k != prompt}
-            if _is_verl(record):
-                columns["answer"] = _ground_truth(record)
-            elif answer is not None:
-                columns["answer"] = column(record, answer)
-            found[key] = Row(
-                id=f"{origin}/{i}",
-                messages=messages,
-                columns=columns,
-                demonstration=(
-                    _solution(column(record, demonstration)) if demonstration else None
-                ),
-            )
+        found.setdefault(key, row)
     rows = [
         replace(row, columns={**row.columns, "repeats": repeats[key]})
         for key, row in found.items()
     ]
     verl = any(_is_verl(record) for record in records)
-    if judge is not None:
-        found_judge = named_judge(judge)
-    elif answer is None and not verl:
-        found_judge = nobody
-    else:
-        found_judge = named_judge("math" if verl else "exact")
-    return RowsTask(Path(source).stem, rows, found_judge)
+    return RowsTask(name, rows, _judge(judge, answer, verl=verl))
+
+
+def _judge(name: str | None, answer: str | None, *, verl: bool) -> Judge:
+    if name is not None:
+        return named_judge(name)
+    if answer is None and not verl:
+        return nobody
+    return named_judge("math" if verl else "exact")
 
 
 def named_judge(name: str) -> Judge:

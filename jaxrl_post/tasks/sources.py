@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +30,48 @@ def read(
       InputError: a folder without the split; a broken line, with its number; a data set
         that the Hub does not have or that cannot be fetched.
     """
-    try:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            return _read_file(_split_file(path, split))
-        if path.is_file():
+    if (path := _local_file(source, split)) is not None:
+        with _readable(source):
             return _read_file(path)
-    except (OSError, RuntimeError) as error:  # unreadable, too long, no such home
-        raise InputError(f"{source!r} cannot be read: {one_line(error)}") from error
-    if path.suffix in _SUFFIXES or source.count("/") > 1 or path.is_absolute():
-        raise InputError(
-            f"There is no file or folder {source!r}; name the place of your copy."
-        )
     import datasets
 
-    try:
+    with _fetched(source, split):
         return list(
             datasets.load_dataset(source, subset, split=split, revision=revision)
         )
-    except Exception as error:  # the client raises a dozen unrelated types
+
+
+def stream(
+    source: str, split: str, *, subset: str | None = None
+) -> Callable[[], Iterator[dict[str, Any]]]:
+    """What opens the records of one split, to be read one after the other.
+
+    Args:
+      source, split, subset: as for `read`, but that a ``.json`` file is read whole.
+
+    Raises:
+      InputError: as `read`, of a record when it is its turn.
+    """
+    path = _local_file(source, split)
+    if path is not None and path.suffix not in _STREAMED:
         raise InputError(
-            f"{source!r} is no local file or folder, and fetching its split {split!r} "
-            f"from the Hugging Face hub failed ({one_line(error)}). "
-            "Check the name, the split and the connection, or name a local copy."
-        ) from error
+            f"{path} cannot be streamed, only {' and '.join(_STREAMED)}; set "
+            "streaming: false."
+        )
+
+    def records() -> Iterator[dict[str, Any]]:
+        if path is not None:
+            with _readable(source):
+                yield from _STREAMED[path.suffix](path)
+            return
+        import datasets
+
+        with _fetched(source, split):
+            yield from datasets.load_dataset(
+                source, subset, split=split, streaming=True
+            )
+
+    return records
 
 
 def local(path: str | Sequence[str] | None) -> str | None:
@@ -94,6 +113,41 @@ def text(record: Mapping[str, Any], name: str) -> str:
     return value
 
 
+def _local_file(source: str, split: str) -> Path | None:
+    """The file of a split; None where the source can only be on the Hub."""
+    with _readable(source):
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _split_file(path, split)
+        if path.is_file():
+            return path
+    if path.suffix in _SUFFIXES or source.count("/") > 1 or path.is_absolute():
+        raise InputError(
+            f"There is no file or folder {source!r}; name the place of your copy."
+        )
+    return None
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # unreadable, too long, no such home
+        raise InputError(f"{source!r} cannot be read: {one_line(error)}") from error
+
+
+@contextmanager
+def _fetched(source: str, split: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the client raises a dozen unrelated types
+        raise InputError(
+            f"{source!r} is no local file or folder, and fetching its split {split!r} "
+            f"from the Hugging Face hub failed ({one_line(error)}). "
+            "Check the name, the split and the connection, or name a local copy."
+        ) from error
+
+
 def _split_file(folder: Path, split: str) -> Path:
     for suffix in _SUFFIXES:
         if (file := folder / f"{split}{suffix}").is_file():
@@ -103,23 +157,16 @@ def _split_file(folder: Path, split: str) -> Path:
 
 
 def _read_file(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    if path.suffix == ".json":
+    records: Any
+    if path.suffix in _STREAMED:
+        records = list(_STREAMED[path.suffix](path))
+    elif path.suffix == ".json":
         records = _parsed(path.read_bytes(), str(path))
         records = [records] if isinstance(records, dict) else records
         if not isinstance(records, list):
             raise InputError(f"{path} must hold an object, or a list of objects.")
         for number, record in enumerate(records, start=1):
             _check_record(record, f"{path}, item {number}")
-    elif path.suffix == ".jsonl":
-        records = []
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    records.append(_parsed(line, where))
-                    _check_record(records[-1], where)
     else:
         raise InputError(f"{path} must end in one of {', '.join(_SUFFIXES)}.")
     if not records:
@@ -127,19 +174,33 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                record = _parsed(line, where)
+                _check_record(record, where)
+                yield record
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        table = pyarrow.parquet.read_table(path)
-        # The index that pandas stores beside the columns is no column.
-        names = [n for n in table.column_names if not n.startswith("__index_level_")]
-        records = table.select(names).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            # The index that pandas stores beside the columns is no column.
+            names = [
+                n for n in file.schema_arrow.names if not n.startswith("__index_level_")
+            ]
+            for batch in file.iter_batches(columns=names):
+                yield from batch.to_pylist()
     except Exception as error:  # arrow raises a dozen unrelated types
         raise InputError(f"{path} is no parquet file: {one_line(error)}") from error
-    if not records:
-        raise InputError(f"{path} has no rows.")
-    return records
+
+
+_STREAMED = {".jsonl": _lines, ".parquet": _parquet_rows}
+"""How files are read that need not be held."""
 
 
 def _parsed(data: bytes, where: str) -> Any:

@@ -57,7 +57,7 @@ def rehearse(pool: JudgePool, task: Task, key: str) -> None:
       InputError: a function does not return one reward for each answer.
     """
     if isinstance(task.judge, RewardFunctionJudge):
-        (verdict,) = pool.judge(task.judge.rehearse, task.rows([0]), [""])
+        (verdict,) = pool.judge(task.judge.rehearse, task.prompts(0, 0, 1), [""])
         if wrong := verdict.extra.get("wrong"):
             raise InputError(f"{key}: {wrong}")
 

@@ -186,7 +186,7 @@ class _Run:
                 stage, training = trainer.stage, trainer.config.training
                 if stage is not self.stages[current]:
                     state = stage.begin(
-                        state, trainer.optimizer, len(trainer.task), trainer.mesh
+                        state, trainer.optimizer, trainer.questions, trainer.mesh
                     )
                 every = training.evaluate_every
                 for step in range(int(state.step) + 1, stage.last + 1):
@@ -249,7 +249,7 @@ class _Run:
                 jax.random.key(self.config.run.seed),
                 frozen=frozen,
                 reference={} if frozen and not number else None,
-                questions=len(trainer.task),
+                questions=trainer.questions,
                 spike_window=trainer.stage.spike_window,
                 mesh=trainer.mesh,
             )

@@ -123,6 +123,11 @@ class Trainer:
             del options["micro_batch_tokens"]  # it scores a handful
             self.token_scores = TokenScores(self.policy, recipe, **options)
 
+    @property
+    def questions(self) -> int | None:
+        """How many the task has, where the recipe remembers each of them."""
+        return None if self.recipe.posterior_discount is None else len(self.task)
+
     def step(self, state: TrainState, step: int):
         """One rollout batch and its updates.
 

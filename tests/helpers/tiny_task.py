@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxrl_post.tasks import Row, RowsTask
+from jaxrl_post.tasks import Row, RowsTask, StreamTask
 from jaxrl_post.types import Verdict
 
 
@@ -24,6 +24,19 @@ def load(split="train", count=10):
         for i in range(count)
     ]
     return RowsTask("tiny", rows, judge)
+
+
+def load_stream(split="train", count=10):
+    """The same questions as a stream; those to evaluate on are held."""
+    task = load(split, count)
+    if split != "train":
+        return task
+    prompts = task.rows(range(count))
+
+    def rows():
+        return map(Row, prompts.ids, prompts.messages)
+
+    return StreamTask("tiny", rows, judge, block=4)
 
 
 def load_demonstrated(split="train", count=5, demonstrations=("4", "123", "x")):

@@ -22,7 +22,10 @@ CASES = {
         "recipe": {"dynamic_sampling": True, "max_sampling_rounds": 2},
         "task": {"curriculum": {"floor": 0.1}},
     },
-    "sdpo": {"recipe": {"top_k": 5, **REPROMPT}},
+    "sdpo": {
+        "recipe": {"top_k": 5, **REPROMPT},
+        "task": {"name": "tiny_task:load_stream"},
+    },
     "pgpo": {
         "recipe": {
             **{"top_k": 5, "weights": "token", "sensitivity": 2.0, **REPROMPT},
