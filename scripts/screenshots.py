@@ -19,7 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.image import imread, imsave
+import numpy as np
+from PIL import Image  # which matplotlib brings
 
 from jaxrl_post import report
 
@@ -53,16 +54,19 @@ def draw(program: str, page: str, picture: Path, height: int, *flags: str) -> No
         command += ["--hide-scrollbars", "--virtual-time-budget=3000", *flags]
         command += [f"--window-size=1000,{height}", f"--screenshot={picture}"]
         subprocess.run([*command, path.as_uri()], check=True, capture_output=True)
-    imsave(picture, trimmed(imread(picture)))
+    with Image.open(picture) as drawn:
+        small = drawn.convert("RGB").quantize(96, dither=Image.Dither.NONE)
+    small.crop((0, 0, small.width, bottom(small))).save(picture, optimize=True)
     size = picture.stat().st_size
     print(f"{picture}: {size:,} bytes")
     assert size < LIMIT, f"{picture} has more than {LIMIT:,} bytes; lower its height"
 
 
-def trimmed(pixels):
-    """Without what is empty below, but for a margin."""
-    used = (pixels != pixels[-1, 0]).any(axis=(1, 2)).nonzero()[0]
-    return pixels[: used[-1] + 20 if used.size else None]
+def bottom(picture: Image.Image) -> int:
+    """Where what is drawn ends, and a margin below."""
+    pixels = np.asarray(picture)
+    used = (pixels != pixels[-1, 0]).any(axis=1).nonzero()[0]
+    return min(int(used.max(initial=0)) + 20, picture.height)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,6 +33,13 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_pictures_are_shown_and_small():
+    pictures = sorted((ROOT / "docs" / "pictures").glob("*"))
+    shown = "".join(page.read_text() for page in PAGES)
+    assert pictures and all(f"(pictures/{p.name})" in shown for p in pictures)
+    assert [p for p in pictures if p.stat().st_size > 150_000] == []
+
+
 @pytest.mark.parametrize("page", ["coming_from.md", "data.md", "report.md"])
 def test_settings_named_are_settings(page):
     text = (ROOT / "docs" / page).read_text()

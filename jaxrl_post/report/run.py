@@ -84,9 +84,11 @@ class Run:
     def completions(self, step: int, limit: int) -> list[dict[str, Any]]:
         """Completions of a step, those of different prompts first, at most `limit`.
 
-        One that a teacher wrote is among them, where there is one.
+        Before the others come those whose tokens the teacher was asked about. One that
+        a teacher wrote is among them, where there is one.
         """
         rows = list(itertools.islice(_read_lines(self.completion_files[step]), 4096))
+        rows.sort(key=lambda row: "teacher_logps" not in row)
         seen: set[Any] = set()
         first: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []

@@ -245,7 +245,8 @@ def test_tokens_are_coloured_by_what_the_teacher_would_change(tmp_path):
         "logps": [-1.0, -4.0, -0.5],
         "teacher_logps": [-1.0, -1.0, -2.0],
     }
-    write_completions(tmp_path, [row])
+    plain = [{"prompt_id": f"p{i}", "response": "x"} for i in range(9)]
+    write_completions(tmp_path, [*plain, row])  # which comes first for all that
     text, words = page(tmp_path)
     assert '<span class="up" style="--a:1.00" title="+3.00">&lt;</span>' in text
     assert '<span class="down" style="--a:0.50" title="-1.50">b</span>' in text
