@@ -86,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(arguments.runs) > 1:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "comparison.html")
-            report.compare(arguments.runs, path)
-            draw(program, path.read_text(), arguments.to / "comparison.png", 1000)
+            report.build_comparison(arguments.runs, path)
+            page = only(path.read_text(), "Training")
+            draw(program, page, arguments.to / "comparison.png", 690)
     return 0
 
 
