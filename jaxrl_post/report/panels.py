@@ -204,7 +204,13 @@ SECTIONS: tuple[Section, ...] = (
             Panel("Groups with a success, share", ("teacher/success_groups",)),
         ),
     ),
-    Section("Speed", (Panel("Tokens per second", ("throughput/*_per_second",)),)),
+    Section(
+        "Speed",
+        (
+            Panel("Tokens per second", ("throughput/*_per_second",)),
+            Panel("Most memory of a device, GiB", ("throughput/peak_memory_gib",)),
+        ),
+    ),
 )
 
 FURTHER = "Further metrics"

@@ -24,6 +24,7 @@ from jaxrl_post.training import faults
 from jaxrl_post.training.assembly import cut_batch, make_batch
 from jaxrl_post.training.completions import completion_rows, completions_file
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.memory import peak_memory
 from jaxrl_post.training.metrics import replace_text
 from jaxrl_post.training.optimizer import make_optimizer, make_schedule
 from jaxrl_post.training.replay import Replay
@@ -213,6 +214,7 @@ class Trainer:
             "throughput/trained_tokens_per_second": float(
                 batch.token_mask.sum() / update_time
             ),
+            **peak_memory(),
         }
         return state, row
 

@@ -161,3 +161,22 @@ def test_rewards_by_level_and_by_function():
 def test_a_column_of_many_values_is_no_level():
     groups = groups_of([[1.0]] * 21, range(21), [[{}]] * 21)
     assert not any(name.startswith("reward/level") for name in group_metrics(groups))
+
+
+def test_peak_memory_is_that_of_the_fullest_device(monkeypatch):
+    import types
+
+    import jax
+
+    from jaxrl_post.training.memory import peak_memory
+
+    told = [None, {"bytes_in_use": 5}, {"peak_bytes_in_use": 2**30}]
+    told.append({"peak_bytes_in_use": 3 * 2**29})
+
+    def devices():
+        return [types.SimpleNamespace(memory_stats=lambda x=x: x) for x in told]
+
+    monkeypatch.setattr(jax, "local_devices", devices)
+    assert peak_memory() == {"throughput/peak_memory_gib": 1.5}
+    del told[2:]
+    assert peak_memory() == {}
