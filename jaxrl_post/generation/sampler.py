@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import chex
 import jax
@@ -110,6 +110,7 @@ class Sampler:
         key: jax.Array,
         group_size: int = 1,
         temperature: float | None = None,
+        ended: Callable[[np.ndarray, Rollouts], None] | None = None,
     ) -> Rollouts:
         """Samples `group_size` responses to every context.
 
@@ -121,6 +122,8 @@ class Sampler:
           group_size: G.
           temperature: in place of the sampler's own; costs no compilation (but
             between greedy and not).
+          ended: ``ended(rows, part)``, called with sequences as soon as they have ended,
+            while the device decodes the others: what `stream` yields.
 
         Returns:
           `Rollouts` of ``P * G`` rows, on the host.
@@ -129,20 +132,19 @@ class Sampler:
           ValueError: an empty context; shapes that disagree; a context that with
             `max_new_tokens` exceeds the positions that the model was made for.
         """
-        parts = list(
-            self.stream(
-                params,
-                contexts,
-                context_mask,
-                key=key,
-                group_size=group_size,
-                temperature=temperature,
-            )
-        )
         result = self._empty_rollouts(len(contexts) * group_size)
-        for rows, part in parts:
+        for rows, part in self.stream(
+            params,
+            contexts,
+            context_mask,
+            key=key,
+            group_size=group_size,
+            temperature=temperature,
+        ):
             for whole, some in zip(*map(jax.tree.leaves, (result, part)), strict=True):
                 whole[rows] = some
+            if ended is not None:
+                ended(rows, part)
         return result
 
     def stream(

@@ -27,15 +27,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from jaxrl_post.errors import InputError
+from jaxrl_post.isolation.batch import Batch, Judging, Piece, PoolStats
 from jaxrl_post.isolation.channel import MARK_SIZE, Channel, ForeignBytes
 from jaxrl_post.isolation.worker import call, describe
 from jaxrl_post.types import Judge, Prompts, Verdict
@@ -45,9 +45,6 @@ _log = logging.getLogger(__name__)
 START_LIMIT = 120.0
 """Seconds in which a worker must have started and imported the judge."""
 
-PATIENCE = 8
-"""Lost pieces after which a judge that loses more than it judges is given up on."""
-
 LOOK_EVERY = 0.5
 """Seconds between two looks at how much memory busy workers have."""
 
@@ -56,16 +53,6 @@ _COMMAND = (
     "from jaxrl_post.isolation.worker import serve; "
     "serve(int(descriptor), mark, int(parent), int(limit))"
 )
-
-
-@dataclass
-class PoolStats:
-    """Completions since the pool was made, by what became of them."""
-
-    judged: int = 0
-    timeouts: int = 0
-    crashes: int = 0
-    errors: int = 0
 
 
 class JudgePool:
@@ -157,28 +144,69 @@ class JudgePool:
             raise ValueError(
                 f"Got {len(prompts)} prompts for {len(completions)} completions."
             )
+        with self._batch(judge, prompts) as (batch, work):
+            batch.give(range(len(prompts)), completions)
+            work()
+            return batch.result()
+
+    @contextmanager
+    def judging(self, judge: Judge, prompts: Prompts) -> Iterator[Judging]:
+        """Judges completions as they come, while the caller is about other things.
+
+        Args:
+          judge: as in `judge`.
+          prompts: N questions, to which the completions will be given in any order.
+
+        Yields:
+          A `Judging`. Until it is left other batches wait; what is not judged when it
+          is left is dropped.
+
+        Raises:
+          InputError, RuntimeError: as `judge`.
+        """
+        with self._batch(judge, prompts) as (batch, work):
+            judging = Judging(batch, work, apart=not self._in_process)
+            try:
+                yield judging
+            finally:
+                judging.stop()
+
+    @contextmanager
+    def _batch(
+        self, judge: Judge, prompts: Prompts
+    ) -> Iterator[tuple[Batch, Callable[[], None]]]:
+        """An empty batch, and what judges all that it will be given."""
         with self._lock:
-            if self._in_process:
-                batch = _Batch(self, prompts, completions)
-                for piece in batch.pieces():
-                    batch.settle(piece, call(judge, *batch.part(piece)), "errors")
-            elif not self._workers:
+            if not self._workers and not self._in_process:
                 raise RuntimeError("This JudgePool is closed.")
-            else:
-                batch = _Batch(self, prompts, completions)
-                self._run(_dumps(judge), batch)
+            batch = Batch(
+                prompts,
+                self.stats,
+                workers=len(self._workers),
+                chunk_size=self.chunk_size,
+            )
+            try:
+                if self._in_process:
+                    yield batch, partial(self._run_here, judge, batch)
+                else:
+                    yield batch, partial(self._run, _dumps(judge), batch)
+            finally:
+                batch.close()
         if batch.failures and self._warn:
             _log.warning("%s", batch.warning(name_of(judge)))
-        return batch.result()
 
-    def _run(self, pickled: bytes, batch: _Batch) -> None:
+    def _run_here(self, judge: Judge, batch: Batch) -> None:
+        for piece in batch.pieces():
+            batch.settle(piece, call(judge, *batch.part(piece)), "errors")
+
+    def _run(self, pickled: bytes, batch: Batch) -> None:
         starts = 0
         try:
             while batch.unsettled:
                 for worker in self._workers:
-                    if worker.piece is None and batch.waiting:
-                        worker.assign(pickled, batch, self.timeout)
-                for worker in self._next_events():
+                    if worker.piece is None and (piece := batch.next_piece()):
+                        worker.assign(pickled, piece, batch.part(piece), self.timeout)
+                for worker in self._next_events(batch):
                     kind, content = worker.receive()
                     if kind == "started":
                         worker.deadline = time.monotonic() + self.timeout
@@ -190,20 +218,20 @@ class JudgePool:
                             "Define it in a module that can be imported (not in the "
                             "script itself), or use JudgePool(workers=0)."
                         )
-                    piece, was_started = worker.piece, worker.started
-                    assert piece is not None
+                    given, was_started = worker.piece, worker.started
+                    assert given is not None
                     worker.piece = None
                     if kind in ("timeouts", "crashes"):
                         self._replace(worker)
                     if was_started:
                         starts = 0
-                        batch.settle(piece, content, kind)
+                        batch.settle(given, content, kind)
                         continue
                     # The worker was dead or could not start: not the piece's fault.
                     starts += 1
                     if starts > 2 + len(self._workers):
                         raise RuntimeError(f"Judge workers do not start: {content}.")
-                    batch.waiting.appendleft(piece)
+                    batch.waiting.appendleft(given)
         finally:
             # After an exception (Ctrl-C) the verdicts under way belong to nobody. A
             # batch given up has workers that still hang.
@@ -211,8 +239,9 @@ class JudgePool:
                 if worker.piece is not None:
                     self._replace(worker)
 
-    def _next_events(self) -> list[_Worker]:
-        """Waits until a busy worker has something to say, is too late or too large."""
+    def _next_events(self, batch: Batch) -> list[_Worker]:
+        """Waits until a busy worker has something to say, is too late or too large, or
+        there is more to judge."""
         busy = [worker for worker in self._workers if worker.piece is not None]
         while True:
             for worker in busy:
@@ -220,83 +249,16 @@ class JudgePool:
             # Before the wait: what has come already would not end it.
             if events := [worker for worker in busy if worker.has_event()]:
                 return events
-            first = min(worker.deadline for worker in busy)
+            first = min((worker.deadline for worker in busy), default=math.inf)
             patience = min(LOOK_EVERY, max(0.0, first - time.monotonic()))
-            wait([worker.channel.fileno() for worker in busy], patience)
+            channels = [worker.channel.fileno() for worker in busy]
+            if batch.bell in wait([*channels, batch.bell], patience):
+                batch.heed()
+                return []
 
     def _replace(self, worker: _Worker) -> None:
         worker.kill()
         self._workers[self._workers.index(worker)] = _Worker(self._memory_limit)
-
-
-class _Batch:
-    """The completions of one call, and what is known of them."""
-
-    def __init__(
-        self, pool: JudgePool, prompts: Prompts, completions: Sequence[str]
-    ) -> None:
-        self.prompts = prompts
-        self.completions = completions
-        self.stats = pool.stats
-        # Small batches still go to every worker.
-        spread = math.ceil(len(completions) / max(1, len(pool._workers)))
-        size = max(1, min(pool.chunk_size, spread))
-        indices = range(len(completions))
-        self.waiting = deque(indices[i : i + size] for i in indices[::size])
-        self.verdicts: dict[int, Verdict] = {}
-        self.failures: list[tuple[str, str]] = []
-        self.finished = 0
-        self.lost = 0
-
-    @property
-    def unsettled(self) -> bool:
-        return len(self.verdicts) < len(self.completions)
-
-    def pieces(self) -> Iterator[range]:
-        while self.waiting:
-            yield self.waiting.popleft()
-
-    def part(self, piece: range) -> tuple[Prompts, list[str]]:
-        return self.prompts.take(piece), [self.completions[i] for i in piece]
-
-    def result(self) -> list[Verdict]:
-        return [self.verdicts[i] for i in range(len(self.completions))]
-
-    def settle(self, piece: range, outcome: list[Verdict] | str, kind: str) -> None:
-        """Takes the verdicts of a piece, or the reason why it has none."""
-        if piece[0] in self.verdicts:
-            return  # given up in the meantime
-        if not isinstance(outcome, str):
-            self.finished += 1
-            self.stats.judged += len(piece)
-            self.verdicts.update(zip(piece, outcome, strict=True))
-            return
-        if kind != "errors":
-            self.lost += 1
-        if len(piece) > 1:
-            self.waiting.extendleft(range(i, i + 1) for i in reversed(piece))
-        else:
-            self._fail(piece[0], outcome, kind)
-        if self.lost >= PATIENCE and self.lost > self.finished:
-            self.waiting.clear()
-            for i in range(len(self.completions)):
-                if i not in self.verdicts:
-                    self._fail(i, f"given up after this of others: {outcome}", kind)
-
-    def warning(self, judge: str) -> str:
-        """Who could not judge how many completions, and why not the first."""
-        kinds = Counter(kind for kind, _ in self.failures)
-        counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-        return (
-            f"judge {judge}: {len(self.failures)} of {len(self.completions)} "
-            f"completions could not be judged ({counts}); the first: "
-            f"{self.failures[0][1]}"
-        )
-
-    def _fail(self, i: int, reason: str, kind: str) -> None:
-        self.failures.append((kind, reason))
-        self.verdicts[i] = Verdict(None, None, extra={"error": reason})
-        setattr(self.stats, kind, getattr(self.stats, kind) + 1)
 
 
 class _Worker:
@@ -322,18 +284,20 @@ class _Worker:
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
         theirs.close()
-        self.piece: range | None = None
+        self.piece: Piece | None = None
         self.started = False
         self.deadline = math.inf
         self.excess = ""
 
-    def assign(self, pickled: bytes, batch: _Batch, limit: float) -> None:
-        self.piece = batch.waiting.popleft()
+    def assign(
+        self, pickled: bytes, piece: Piece, part: tuple[Prompts, list[str]], limit: float
+    ) -> None:
+        self.piece = piece
         self.started = False
         self.deadline = time.monotonic() + START_LIMIT
         # A worker that died while idle shows as a closed channel in `receive`.
         with suppress(OSError):
-            self.channel.send((pickled, *batch.part(self.piece), limit))
+            self.channel.send((pickled, *part, limit))
 
     def look(self, most_memory: int) -> None:
         """Notes whether it holds too much memory (where the system says so)."""

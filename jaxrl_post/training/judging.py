@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from jaxrl_post.errors import InputError
-from jaxrl_post.generation import decode_responses
+from jaxrl_post.generation import Rollouts, decode_responses
 from jaxrl_post.generation.rollouts import Array
-from jaxrl_post.isolation import JudgePool
+from jaxrl_post.isolation import JudgePool, Judging
 from jaxrl_post.sharding import processes
 from jaxrl_post.tasks import Task
 from jaxrl_post.tasks.rewards import RewardFunctionJudge
@@ -60,6 +63,42 @@ def rehearse(pool: JudgePool, task: Task, key: str) -> None:
         (verdict,) = pool.judge(task.judge.rehearse, task.prompts(0, 0, 1), [""])
         if wrong := verdict.extra.get("wrong"):
             raise InputError(f"{key}: {wrong}")
+
+
+@contextmanager
+def judging_early(
+    tokenizer: Any, pool: JudgePool, judge: Judge, prompts: Prompts
+) -> Iterator[EarlyAnswers]:
+    """Judges answers as they end, in one process, while others are decoded.
+
+    Args:
+      tokenizer, pool, judge: as in `read_and_judge`.
+      prompts: one for each answer that will come.
+
+    Raises:
+      InputError: the judge cannot be run.
+    """
+    with pool.judging(judge, prompts) as judging:
+        yield EarlyAnswers(tokenizer, judging, len(prompts))
+
+
+class EarlyAnswers:
+    """Takes answers in the order in which they end; gives back all in that of rows."""
+
+    def __init__(self, tokenizer: Any, judging: Judging, count: int) -> None:
+        self._tokenizer, self._judging = tokenizer, judging
+        self._texts = [""] * count
+
+    def add(self, rows: np.ndarray, part: Rollouts) -> None:
+        """Answers in these rows: what `Sampler.generate` calls `ended` with."""
+        texts = decode_responses(self._tokenizer, part.tokens, part.mask)
+        for row, text in zip(rows.tolist(), texts, strict=True):
+            self._texts[row] = text
+        self._judging.give(rows.tolist(), texts)
+
+    def answers(self) -> tuple[list[str], list[Verdict]]:
+        """The texts and verdicts of all, as `read_and_judge` gives them."""
+        return self._texts, self._judging.verdicts()
 
 
 def judge_rows(

@@ -31,7 +31,7 @@ from jaxrl_post.training.config import Config
 from jaxrl_post.training.curriculum import draw
 from jaxrl_post.training.demonstrations import DemonstrationStore
 from jaxrl_post.training.history import History
-from jaxrl_post.training.judging import read_and_judge
+from jaxrl_post.training.judging import judging_early, read_and_judge
 from jaxrl_post.training.posteriors import Posteriors
 from jaxrl_post.training.prefixes import continue_prefixes
 from jaxrl_post.training.turns import in_turns
@@ -253,16 +253,10 @@ class Collector:
             given = self._store.take(encoded.prompts.ids)
             groups = demonstrated_groups(encoded.prompts, contexts, mask, given)
             return groups.take(np.flatnonzero(given.available).tolist())
-        start = time.perf_counter()
-        size = self._config.training.group_size
-        rollouts = self._generate(params, contexts, mask, size, key)
-        times["time/generate"] += time.perf_counter() - start
-        start = time.perf_counter()
-        texts, verdicts = self._judge(encoded.prompts, rollouts.tokens, rollouts.mask)
+        start, before = time.perf_counter(), times["time/generate"]
+        answered = self._sample(params, contexts, mask, key, encoded.prompts, times)
         answers = in_turns(
-            rollouts,
-            texts,
-            verdicts,
+            *answered,
             encoded,
             task=self._task,
             pool=self._pool,
@@ -273,7 +267,8 @@ class Collector:
             context_limit=limit,
             chat_template_arguments=self._config.model.chat_template_arguments,
         )
-        times["time/judge"] += time.perf_counter() - start
+        generated = times["time/generate"] - before
+        times["time/judge"] += time.perf_counter() - start - generated
         return make_groups(
             encoded.prompts,
             contexts,
@@ -284,10 +279,32 @@ class Collector:
             answers.written,
         )
 
-    def _generate(self, params, contexts, mask, size, key):
+    def _sample(self, params, contexts, mask, key, prompts, times):
+        """First turns, their texts and verdicts.
+
+        On one device what has ended is judged while others are decoded; on a mesh each
+        process judges its share of the whole.
+        """
+        start, size = time.perf_counter(), self._config.training.group_size
+
+        def sample(ended=None):
+            rollouts = self._generate(params, contexts, mask, size, key, ended)
+            times["time/generate"] += time.perf_counter() - start
+            return rollouts
+
+        if self._mesh is not None:
+            rollouts = sample()
+            return rollouts, *self._judge(prompts, rollouts.tokens, rollouts.mask)
+        asked = prompts.take(np.repeat(np.arange(len(prompts)), size).tolist())
+        with judging_early(
+            self._tokenizer, self._pool, self._task.judge, asked
+        ) as early:
+            return sample(early.add), *early.answers()
+
+    def _generate(self, params, contexts, mask, size, key, ended=None):
         with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
             return self._sampler.generate(
-                params, contexts, mask, group_size=size, key=key
+                params, contexts, mask, group_size=size, key=key, ended=ended
             )
 
     def _judge(self, prompts, tokens, mask):

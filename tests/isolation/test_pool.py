@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl_post.isolation import JudgePool
+from jaxrl_post.isolation import JudgePool, PoolStats
 from jaxrl_post.isolation import pool as pool_module
+from jaxrl_post.isolation.batch import Batch
 from jaxrl_post.types import Prompts, Verdict
 
 HERE = Path(__file__).parent
@@ -230,6 +231,63 @@ def test_a_judge_that_always_hangs_is_given_up(judges):
         assert "given up" in verdicts[-1].extra["error"]
         assert pool.stats.timeouts == 200
         assert pool.judge(judges.obey, prompts(1), [""])[0].reward == 1.0
+
+
+def test_completions_are_judged_as_they_come(pool, judges):
+    """Each part is given when the one before it is judged, in another order."""
+    texts = [str(i) for i in range(12)]
+    expected = [v.reward for v in pool.judge(judges.echo, prompts(12), texts)]
+    parts = [[7], [3, 11, 0, 8, 5], [1, 2, 4], [6, 9, 10]]
+    for chosen in (pool, JudgePool(0)):
+        before = judged = chosen.stats.judged
+        with chosen.judging(judges.echo, prompts(12)) as judging:
+            for rows in parts:
+                judging.give(rows, [texts[i] for i in rows])
+                judged += len(rows)
+                assert eventually(lambda n=judged: chosen.stats.judged == n)
+            assert [v.reward for v in judging.verdicts()] == expected
+        assert chosen.stats.judged == before + 12
+
+
+def test_what_is_not_judged_when_it_is_left_is_dropped(pool, judges):
+    with pytest.raises(ValueError, match="1 completions were not given"):
+        with pool.judging(judges.obey, prompts(2)) as judging:
+            judging.give([1], ["hang"])
+            judging.verdicts()
+    assert pool.judge(judges.echo, prompts(2), ["1", "1"])[1].reward == 1.0
+
+
+def test_a_judge_that_cannot_be_loaded_stops_what_it_was_opened_for(pool):
+    ghost = types.ModuleType("ghost")
+    exec("def judge(prompts, completions): return []", vars(ghost))
+    sys.modules["ghost"] = ghost
+    try:
+        with pool.judging(ghost.judge, prompts(3)) as judging:
+            judging.give([0], [""])
+            assert eventually(lambda: judging._error is not None)
+            for call in (judging.verdicts, lambda: judging.give([1], [""])):
+                with pytest.raises(ValueError, match="cannot load the judge"):
+                    call()
+    finally:
+        del sys.modules["ghost"]
+
+
+def test_what_ends_first_does_not_give_up_the_rest():
+    """Nine that crash their judge come first; eight that do not make up for them."""
+    batch = Batch(prompts(40), PoolStats(), workers=9, chunk_size=4)
+
+    def judge(outcome, pieces):
+        for piece in pieces:
+            batch.settle(piece, outcome or [Verdict(1.0)] * len(piece), "crashes")
+
+    batch.give(range(9), [""] * 9)
+    judge("died", [batch.next_piece() for _ in range(9)])
+    batch.give(range(9, 39), [""] * 30)
+    assert batch.next_piece() is None  # not before all are there
+    batch.give([39], [""])
+    judge(None, batch.pieces())
+    assert [v.reward for v in batch.result()] == [None] * 9 + [1.0] * 31
+    batch.close()
 
 
 def test_a_time_out_kills_what_the_judge_started(pool, judges, tmp_path):
