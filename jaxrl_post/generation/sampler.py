@@ -122,8 +122,8 @@ class Sampler:
           group_size: G.
           temperature: in place of the sampler's own; costs no compilation (but
             between greedy and not).
-          ended: ``ended(rows, part)``, called with sequences as soon as they have ended,
-            while the device decodes the others: what `stream` yields.
+          ended: ``ended(rows, part)``, called with what `stream` yields: sequences as
+            soon as they have ended, while the device decodes the others.
 
         Returns:
           `Rollouts` of ``P * G`` rows, on the host.

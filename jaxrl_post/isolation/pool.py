@@ -290,7 +290,11 @@ class _Worker:
         self.excess = ""
 
     def assign(
-        self, pickled: bytes, piece: Piece, part: tuple[Prompts, list[str]], limit: float
+        self,
+        pickled: bytes,
+        piece: Piece,
+        part: tuple[Prompts, list[str]],
+        limit: float,
     ) -> None:
         self.piece = piece
         self.started = False

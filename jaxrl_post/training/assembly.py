@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -100,7 +101,9 @@ def make_batch(
     size = groups.rewards.shape[1]
     advantages = np.zeros_like(groups.rewards)
     if recipe.advantages is not None:
-        advantages = np.asarray(recipe.advantages(groups.rewards, where=groups.judged))
+        with jax.default_device(_host()):  # an accelerator would have to be waited for
+            given = recipe.advantages(groups.rewards, where=groups.judged)
+            advantages = np.asarray(given)
     trained = groups.judged
     if recipe.mask_truncated:
         trained = trained & groups.stopped
@@ -144,6 +147,18 @@ def make_batch(
         extras=extras,
         **of_teacher,
     )
+
+
+@functools.cache
+def _host() -> jax.Device | None:
+    """The host as a device; None where `JAX_PLATFORMS` leaves it out.
+
+    The last one: where a host counts as several devices the first are at work.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[-1]
+    except RuntimeError:
+        return None
 
 
 def cut_batch(batch: Batch, parts: int) -> list[Batch]:

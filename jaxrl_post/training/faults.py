@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from jaxrl_post.recipes.batch import Batch
-from jaxrl_post.training.state import TrainState
 
 FOLDER = "faults"
 
@@ -57,11 +56,11 @@ def save_batch(
     return path
 
 
-def stop_if_stuck(state: TrainState, step: int, limit: int, key: str) -> None:
+def stop_if_stuck(skipped: int, step: int, limit: int, key: str) -> None:
     """Ends a run that learns nothing any more.
 
     Args:
-      state: after the step.
+      skipped: `TrainState.skipped` after the step.
       step: its number.
       limit: skipped updates in a row that are too many.
       key: of that limit in the config.
@@ -69,7 +68,6 @@ def stop_if_stuck(state: TrainState, step: int, limit: int, key: str) -> None:
     Raises:
       RuntimeError: with advice.
     """
-    skipped = int(state.skipped)
     if skipped >= limit:
         raise RuntimeError(
             f"step {step}: the last {skipped} updates were skipped, for losses or "

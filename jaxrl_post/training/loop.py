@@ -208,7 +208,7 @@ class _Run:
                             f"step {step}: {skipped:.0%} of the updates skipped; see "
                             f"{self.dir / faults.FOLDER}"
                         )
-                    trainer.check_skips(state, step)
+                    trainer.check_skips(step)
                     if last or step % training.checkpoint_every == 0:
                         self.checkpoints.save(state, row)
                     if found:
@@ -268,7 +268,7 @@ class _Run:
         return {**metrics, "time/evaluate": time.perf_counter() - start}
 
     def _stop_if_asked(self, noted: Signals, state: TrainState, row: Mapping) -> None:
-        step = int(state.step)
+        step = row["step"]
         preempted = self.checkpoints.preempted(step)
         own = noted.received or (signal.SIGTERM if preempted else 0)
         if signum := max(gather(lambda: own)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,20 @@ from jaxrl_post.training.token_scores import TokenScores, token_texts
 from jaxrl_post.training.turns import turns_of
 from jaxrl_post.training.update import make_score_step, make_update_step
 
+
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers of a state that the host knows without asking the device.
+
+    Attributes:
+      cursor, update, skipped: as in `TrainState`.
+    """
+
+    cursor: int
+    update: int
+    skipped: int
+
+
 _OF_TEACHER = 1 << 30
 """Folded into a step's key for the teacher's answers; sampling rounds count from 0."""
 
@@ -58,6 +73,7 @@ class Trainer:
         self.stage, self.config, self.recipe = stage, stage.config, stage.recipe
         self.task, self.policy, self.tokenizer = task, policy, tokenizer
         self.pool, self.mesh, self.dir = pool, mesh, run_dir
+        self._counts: _Counts | None = None  # of the state after the step before
         config, recipe, training = stage.config, stage.recipe, stage.config.training
         longest = config.task.max_prompt_length
         if turns_of(task) > 1:  # the turns before are context too
@@ -133,10 +149,14 @@ class Trainer:
         """One rollout batch and its updates.
 
         The device's numbers are fetched after the host's own work of the step is done,
-        so that neither waits while the other could go on.
+        so that neither waits while the other could go on: once, and the host waits for
+        the device nowhere else but in sampling.
         """
         training = self.config.training
         start = time.perf_counter()
+        if self._counts is None:
+            counts = jax.device_get((state.cursor, state.update, state.skipped))
+            self._counts = _Counts(*map(int, counts))
         params = merge_params(state.trainable, state.frozen)
         collected = self.collector.collect(
             params,
@@ -144,7 +164,7 @@ class Trainer:
             Moment(
                 step=step,
                 progress=(step - 1 - self.stage.first) / training.steps,
-                cursor=int(state.cursor),
+                cursor=self._counts.cursor,
                 posterior=state.gate,
             ),
         )
@@ -158,6 +178,7 @@ class Trainer:
                 partial(self._write_completions, step, groups, unread, {})
             )
             state = self._count(state, step, collected.cursor)
+            self._counts = replace(self._counts, cursor=collected.cursor)
             return state, {**row, "time/step": time.perf_counter() - start}
         teacher = None
         if self.recipe.reprompt is not None:
@@ -181,7 +202,7 @@ class Trainer:
         if training.updates_per_step > 1:
             old = processes.fetch(self.score(params, batch))
             batch = batch.replace(old_logps=old)
-        row["learning_rate"] = float(self.schedule(int(state.update)))
+        rate = self.schedule(self._counts.update)
         shown: Mapping[int, Mapping[str, Any]] = {}
         if self.token_scores and self._is_shown(step):
             shown = self.token_scores(state, batch, groups.rewards)
@@ -196,7 +217,7 @@ class Trainer:
             self._write_completions, step, groups, batch.advantages, shown
         )
         processes.on_main(written)
-        updates = jax.device_get(updates)
+        updates, rate, skipped = jax.device_get((updates, rate, state.skipped))
         for number, (part, metrics) in enumerate(zip(parts, updates, strict=True), 1):
             if metrics["update/skipped"]:
                 processes.on_main(
@@ -205,9 +226,12 @@ class Trainer:
         learned = any(not u["update/skipped"] for u in updates)
         state = self._count(state, step, collected.cursor)
         state = state.replace(gate=collected.posterior if learned else gate)
+        done = self._counts.update + len(updates)
+        self._counts = _Counts(collected.cursor, done, int(skipped))
         update_time = time.perf_counter() - begun
         row = {
             **row,
+            "learning_rate": float(rate),
             **{name: np.mean([u[name] for u in updates]) for name in updates[0]},
             "time/update": update_time,
             "time/step": time.perf_counter() - start,
@@ -264,11 +288,12 @@ class Trainer:
         )
         return {**metrics, "time/teacher": time.perf_counter() - start}
 
-    def check_skips(self, state: TrainState, step: int) -> None:
-        """Ends a run that learns nothing any more."""
+    def check_skips(self, step: int) -> None:
+        """Ends a run that learns nothing any more, after this step."""
         limit = self.config.training.max_skipped_updates
         key = self.stage.key("training.max_skipped_updates")
-        faults.stop_if_stuck(state, step, limit, key)
+        assert self._counts is not None  # a step was made
+        faults.stop_if_stuck(self._counts.skipped, step, limit, key)
 
     def _write_completions(self, step: int, groups, advantages, shown) -> None:
         per_group = advantages.reshape(-1, groups.rewards.shape[1])[: len(groups)]
