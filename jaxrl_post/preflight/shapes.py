@@ -143,7 +143,12 @@ def state_of(
     window = None if training.spike_deviations is None else training.spike_window
     state = jax.eval_shape(
         lambda params: init_state(
-            params, optimizer, recipe, jax.random.key(0), spike_window=window
+            params,
+            optimizer,
+            recipe,
+            jax.random.key(0),
+            spike_window=window,
+            off_policy=training.steps_off_policy > 0,
         ),
         params,
     )
@@ -306,6 +311,7 @@ class Shapes:
             "optimizer": state.opt_state,
             "teacher": state.teacher,
             "reference": state.reference,
+            "sampled from": state.previous,
         }
         sizes = {name: bytes_per_chip(part) for name, part in parts.items()}
         sizes["host"] = bytes_per_chip(state, on_host=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from jaxrl_post import losses
 from jaxrl_post.advantages import group_relative
 from jaxrl_post.losses import presets
 from jaxrl_post.numerics import check_choice, check_number
-from jaxrl_post.recipes.batch import Batch
+from jaxrl_post.recipes.batch import Batch, own_tokens
 from jaxrl_post.recipes.recipe import Recipe, Scores, Term, Views, weighted
 from jaxrl_post.recipes.transforms import DynamicSampling, OverlongPenalty
 
@@ -135,12 +135,14 @@ def grpo(
             loss=partial(
                 _policy_gradient, kind=importance, clips=clips, correction=correction
             ),
-            metrics=(
+            metrics=partial(
                 partial(clip_metrics, clip_low=clip_low, clip_high=clip_high)
                 if importance == "token"
-                else ratio_metrics
+                else ratio_metrics,
+                correction=correction,
             ),
             tokenwise=tokenwise,
+            off_policy=correction is not None,
             **shared,
         ),
         Term(
@@ -153,6 +155,7 @@ def grpo(
             weight=kl_weight,
             needs=frozenset({"reference"}),
             tokenwise=True,
+            off_policy=True,
             **shared,
         ),
         Term(
@@ -161,6 +164,7 @@ def grpo(
             loss=lambda scores, batch: -scores["entropy"],
             weight=entropy_weight,
             tokenwise=True,
+            off_policy=True,
             **shared,
         ),
     )
@@ -204,13 +208,35 @@ def old_logps(scores: Scores, batch: Batch) -> jax.Array:
     return jax.lax.stop_gradient(old)
 
 
-def ratio_metrics(scores: Scores, batch: Batch) -> Scores:
-    """How far the policy has moved from the batch, and the sampler from the policy."""
+def ratio_metrics(
+    scores: Scores, batch: Batch, correction: Callable[..., jax.Array] | None = None
+) -> Scores:
+    """How far the policy has moved from the batch, and the sampler from the policy.
+
+    ``sampler/ratio`` is the mean of the importance weights before they are truncated, 1
+    in expectation; ``sampler/ratio_squared`` that of their squares, the less the more
+    samples the batch is worth; ``sampler/truncated`` the share of those above the cap.
+
+    Args:
+      scores, batch: as for every term.
+      correction: `losses.truncated_importance_weights` with a threshold and a level, if
+        the term has one.
+    """
     old = old_logps(scores, batch)
     metrics = {"policy/kl_to_old": losses.reference_kl(scores["logps"], old)}
     if batch.sampler_logps is not None:
         metrics["sampler/logp_gap"] = jnp.abs(old - batch.sampler_logps)
+    if correction is not None:
+        seen = (old, batch.sampler_logps, own_tokens(batch))
+        ratio = correction(*seen, threshold=_NO_THRESHOLD)
+        metrics["sampler/ratio"] = ratio
+        metrics["sampler/ratio_squared"] = jnp.square(ratio)
+        metrics["sampler/truncated"] = (correction(*seen) < ratio).astype(ratio.dtype)
     return metrics
+
+
+_NO_THRESHOLD = 1e9
+"""Above all weights, whose logarithms are at most 20."""
 
 
 def clip_metrics(
@@ -219,6 +245,7 @@ def clip_metrics(
     *,
     clip_low: float | None,
     clip_high: float | None,
+    correction: Callable[..., jax.Array] | None = None,
 ) -> Scores:
     """`ratio_metrics`, and the tokens whose gradient the clip takes away.
 
@@ -226,7 +253,7 @@ def clip_metrics(
     ``policy/clipped_high``: too high, and positive. Only of batches with old log-probs;
     without them every ratio is 1.
     """
-    metrics = dict(ratio_metrics(scores, batch))
+    metrics = dict(ratio_metrics(scores, batch, correction))
     if batch.old_logps is None:
         return metrics
     log_ratio = scores["logps"] - old_logps(scores, batch)

@@ -320,6 +320,7 @@ def _imitation(name: str, form: str, weight: str, gamma: float = 0.1) -> Term:
         mask=demonstrated_tokens,
         metrics=lambda scores, batch: {"demonstration/logp": scores["logps"]},
         tokenwise=True,
+        off_policy=True,
     )
 
 

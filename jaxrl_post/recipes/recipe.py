@@ -64,6 +64,10 @@ class Term:
         the batch alone, among `Batch.extras` on those of shape ``[B]`` and ``[B, T]``.
         Where that holds for all terms the trainer forms gradients as it computes logits
         (`vocabulary.sum_logits`), which spares it a part of the work.
+      off_policy: whether the term may see what an earlier policy sampled: because it
+        weights tokens by importance against `Batch.sampler_logps`, or because it is a
+        penalty or an imitation, which take tokens as they are. Asked of all terms by
+        `training.steps_off_policy`.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Term:
     denominator: Callable[[Batch], jax.Array] | None = None
     metrics: Callable[[Scores, Batch], Scores] | None = None
     tokenwise: bool = False
+    off_policy: bool = False
 
     def __post_init__(self) -> None:
         unknown = set(self.needs) - {"teacher", "reference"}

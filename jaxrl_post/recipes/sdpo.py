@@ -94,6 +94,11 @@ def sdpo(
         raise ValueError(
             f"policy_gradient_weight is {policy_gradient_weight}; it lies in [0, 1]."
         )
+    correction = None
+    if truncated_importance is not None:
+        correction = partial(
+            losses.truncated_importance_weights, threshold=truncated_importance
+        )
     terms = weighted(
         Term(
             "distillation",
@@ -108,14 +113,15 @@ def sdpo(
             loss=partial(
                 _distillation,
                 importance_clip=importance_clip,
-                truncated_importance=truncated_importance,
+                correction=correction,
             ),
             weight=1.0 - policy_gradient_weight,
             needs=frozenset({"teacher"}),
             mask=distilled_tokens,
             reduction=reduction,
-            metrics=_distillation_metrics,
+            metrics=partial(_distillation_metrics, correction=correction),
             tokenwise=True,
+            off_policy=correction is not None,
         ),
         Term(
             "policy_gradient",
@@ -244,7 +250,7 @@ def _distillation_scores(
     return scores | {"divergence": divergence}
 
 
-def _distillation(scores, batch, *, importance_clip, truncated_importance):
+def _distillation(scores, batch, *, importance_clip, correction):
     old = old_logps(scores, batch)
     if "divergence" in scores:
         loss = scores["divergence"]
@@ -254,15 +260,13 @@ def _distillation(scores, batch, *, importance_clip, truncated_importance):
         )
     if importance_clip is not None:
         loss = loss * losses.importance_clip(scores["logps"], old, clip=importance_clip)
-    if truncated_importance is not None:
-        loss = loss * losses.truncated_importance_weights(
-            old, batch.sampler_logps, batch.loss_mask, threshold=truncated_importance
-        )
+    if correction is not None:
+        loss = loss * correction(old, batch.sampler_logps, batch.loss_mask)
     return loss * batch.extras["distillation_weight"][:, None]
 
 
-def _distillation_metrics(scores: Scores, batch: Batch) -> Scores:
-    metrics = dict(ratio_metrics(scores, batch))
+def _distillation_metrics(scores: Scores, batch: Batch, *, correction) -> Scores:
+    metrics = dict(ratio_metrics(scores, batch, correction))
     if "divergence" in scores:
         metrics["teacher/kl"] = scores["divergence"]
     return metrics

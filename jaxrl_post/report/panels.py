@@ -145,6 +145,11 @@ SECTIONS: tuple[Section, ...] = (
             Panel("Gradient norm", ("grad_norm",)),
             Panel("Learning rate", ("learning_rate",)),
             Panel("Sampler against trainer, nats", ("sampler/logp_gap",)),
+            Panel(
+                "Importance of samples",
+                ("sampler/ratio", "sampler/ratio_squared", "sampler/truncated"),
+                ("mean ratio", "mean of squares", "share truncated"),
+            ),
         ),
     ),
     Section(

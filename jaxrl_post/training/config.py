@@ -224,6 +224,10 @@ class TrainingConfig:
       micro_batch_tokens_per_shard: the same for each of the data x fsdp shards of a
         batch, so that it suits any number of devices; where both are set, both hold.
       chunk_size: tokens whose logits exist at one time; null: chosen for the memory.
+      steps_off_policy: by how many steps the parameters that completions are sampled
+        from lag behind, 0 or 1. With 1 a step's completions are sampled before the
+        updates of the step before and judged during them. A copy more of the trained
+        parameters is kept, and the recipe must weight tokens by importance.
       offload: parts of the state that lie in the host's memory between their uses, of
         ``teacher``, ``reference`` and ``optimizer``; slower, for memory on the device.
       max_skipped_updates: updates in a row that may be skipped, for a loss or a
@@ -254,6 +258,7 @@ class TrainingConfig:
     micro_batch_tokens: int | None = number(None, at_least=1)
     micro_batch_tokens_per_shard: int | None = number(None, at_least=1)
     chunk_size: int | None = number(None, at_least=1)
+    steps_off_policy: int = number(0, at_least=0, at_most=1)
     offload: tuple[Offloaded, ...] = ()
     max_skipped_updates: int = number(10, at_least=1)
     spike_deviations: float | None = number(None, above=0)

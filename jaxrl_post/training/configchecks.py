@@ -32,6 +32,11 @@ def problems_of(config: Config) -> list[str]:
             for name in ("top_k", "top_p", "min_p")
             if getattr(sampling, name) is not None
         ]
+    if training.steps_off_policy and config.run.replay is not None:
+        problems.append(
+            f"training.steps_off_policy={training.steps_off_policy}: with run.replay "
+            "nothing is sampled; set it to 0"
+        )
     if config.model.attention == "cudnn" and config.model.compute_dtype == "float32":
         problems.append(
             "model.attention='cudnn': computes in bfloat16; set model.compute_dtype="

@@ -251,6 +251,7 @@ class _Run:
                 reference={} if frozen and not number else None,
                 questions=trainer.questions,
                 spike_window=trainer.stage.spike_window,
+                off_policy=trainer.stage.off_policy,
                 mesh=trainer.mesh,
             )
             return offload(state, trainer.config.training.offload)
@@ -282,7 +283,8 @@ class _Run:
         Where the state is gone, for an update has begun to change it, or is not that
         of the last row, the last checkpoint stands.
         """
-        there = not any(x.is_deleted() for x in jax.tree.leaves(state.trainable))
+        own = jax.tree.leaves((state.trainable, state.previous))
+        there = not any(x.is_deleted() for x in own)
         if there and int(state.step) == after:
             self.checkpoints.save(state, row)
         self.checkpoints.wait()

@@ -58,13 +58,15 @@ class Replay:
         names = task.rows(range(len(task))).ids
         self._rows = {name: i for i, name in enumerate(names)}
 
-    def collect(self, params: Any, key: Any, moment: Moment) -> Collected:
-        """The groups of one step; nothing is sampled, so `params` and `key` are unused.
+    def collect(
+        self, params: Any, key: Any, moment: Moment, meanwhile: Any = None
+    ) -> Collected:
+        """The groups of one step; nothing is sampled, so only `moment` is used.
 
         Raises:
           InputError: the step was not saved, or does not fit the config.
         """
-        del params, key
+        del params, key, meanwhile
         groups = self._read(moment.step)
         metrics = group_metrics(groups)
         seed = np.random.SeedSequence((self._config.run.seed, moment.step, 0))

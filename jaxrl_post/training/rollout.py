@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.generation import (
+    Rollouts,
     Sampler,
     encode_prompts,
     pad_contexts,
@@ -36,7 +37,7 @@ from jaxrl_post.training.posteriors import Posteriors
 from jaxrl_post.training.prefixes import continue_prefixes
 from jaxrl_post.training.turns import in_turns
 from jaxrl_post.training.widths import fit_width, pad_left
-from jaxrl_post.types import Prompts
+from jaxrl_post.types import Prompts, Verdict
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,31 @@ class Collected:
     cursor: int
     posterior: np.ndarray | None
     metrics: dict[str, float]
+
+
+class Source:
+    """What a step's completions are sampled from.
+
+    Attributes:
+      params: parameters of the policy.
+    """
+
+    def __init__(
+        self, params: chex.ArrayTree, meanwhile: Callable[[], chex.ArrayTree] | None
+    ) -> None:
+        """
+        Args:
+          params: to begin with.
+          meanwhile: called when the first completions are sampled, so that the device
+            has something to do while they are judged; returns the same parameters, for
+            it may donate them.
+        """
+        self.params, self._meanwhile = params, meanwhile
+
+    def sampled(self) -> None:
+        """Some completions are sampled."""
+        if self._meanwhile is not None:
+            self.params, self._meanwhile = self._meanwhile(), None
 
 
 _OF_PREFIX = 1 << 20
@@ -114,7 +140,11 @@ class Collector:
             self._rows = {name: i for i, name in enumerate(names)}
 
     def collect(
-        self, params: chex.ArrayTree, key: jax.Array, moment: Moment
+        self,
+        params: chex.ArrayTree,
+        key: jax.Array,
+        moment: Moment,
+        meanwhile: Callable[[], chex.ArrayTree] | None = None,
     ) -> Collected:
         """The groups of one step.
 
@@ -122,10 +152,14 @@ class Collector:
           params: to sample from.
           key: of this step.
           moment: when it is.
+          meanwhile: called once, when the first round is sampled: gives the device
+            something to do while it is judged, and returns the same parameters, for
+            further rounds.
 
         Raises:
           InputError: too many prompts are too long, or none fits.
         """
+        source = Source(params, meanwhile)
         cursor = moment.cursor
         wanted = self._config.training.prompts_per_step
         rounds = self._recipe.max_sampling_rounds
@@ -147,14 +181,14 @@ class Collector:
             dropped += len(encoded.dropped)
             if len(encoded.prompts):
                 of_round = jax.random.fold_in(key, round_)
-                groups = self._make(params, of_round, encoded, times)
+                groups = self._make(source, of_round, encoded, times)
                 if len(groups):
                     sampled.append(groups)
                 seed = np.random.SeedSequence(
                     (self._config.run.seed, moment.step, round_)
                 )
                 start = time.perf_counter()
-                given = self._demonstrate(params, of_round, groups, moment)
+                given = self._demonstrate(source, of_round, groups, moment)
                 times["time/generate"] += time.perf_counter() - start
                 groups = replace(
                     groups,
@@ -242,7 +276,7 @@ class Collector:
             chat_template_arguments=self._config.model.chat_template_arguments,
         )
 
-    def _make(self, params, key, encoded, times) -> Groups:
+    def _make(self, source, key, encoded, times) -> Groups:
         """Judged groups: rollouts, or the demonstrations alone."""
         limit = self._config.task.max_prompt_length
         width = fit_width(encoded.contexts.shape[1], limit)
@@ -254,7 +288,7 @@ class Collector:
             groups = demonstrated_groups(encoded.prompts, contexts, mask, given)
             return groups.take(np.flatnonzero(given.available).tolist())
         start, before = time.perf_counter(), times["time/generate"]
-        answered = self._sample(params, contexts, mask, key, encoded.prompts, times)
+        answered = self._sample(source, contexts, mask, key, encoded.prompts, times)
         answers = in_turns(
             *answered,
             encoded,
@@ -262,7 +296,7 @@ class Collector:
             pool=self._pool,
             tokenizer=self._tokenizer,
             generate=lambda contexts, mask, turn: self._generate(
-                params, contexts, mask, 1, jax.random.fold_in(key, _OF_TURN + turn)
+                source, contexts, mask, 1, jax.random.fold_in(key, _OF_TURN + turn)
             ),
             context_limit=limit,
             chat_template_arguments=self._config.model.chat_template_arguments,
@@ -279,7 +313,9 @@ class Collector:
             answers.written,
         )
 
-    def _sample(self, params, contexts, mask, key, prompts, times):
+    def _sample(
+        self, source, contexts, mask, key, prompts, times
+    ) -> tuple[Rollouts, list[str], list[Verdict]]:
         """First turns, their texts and verdicts.
 
         On one device what has ended is judged while others are decoded; on a mesh each
@@ -288,8 +324,9 @@ class Collector:
         start, size = time.perf_counter(), self._config.training.group_size
 
         def sample(ended=None):
-            rollouts = self._generate(params, contexts, mask, size, key, ended)
+            rollouts = self._generate(source, contexts, mask, size, key, ended)
             times["time/generate"] += time.perf_counter() - start
+            source.sampled()
             return rollouts
 
         if self._mesh is not None:
@@ -301,10 +338,10 @@ class Collector:
         ) as early:
             return sample(early.add), *early.answers()
 
-    def _generate(self, params, contexts, mask, size, key, ended=None):
+    def _generate(self, source, contexts, mask, size, key, ended=None):
         with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
             return self._sampler.generate(
-                params, contexts, mask, group_size=size, key=key, ended=ended
+                source.params, contexts, mask, group_size=size, key=key, ended=ended
             )
 
     def _judge(self, prompts, tokens, mask):
@@ -316,7 +353,7 @@ class Collector:
         )
 
     def _demonstrate(
-        self, params, key, groups: Groups, moment: Moment
+        self, source, key, groups: Groups, moment: Moment
     ) -> Demonstrations | None:
         """The groups' demonstrations, or their beginnings and what the policy makes of
         them."""
@@ -332,9 +369,9 @@ class Collector:
         goes_on = given.available & (kept < lengths)
         if not goes_on.any():
             return given
-        return self._continue(params, key, groups, given, kept, goes_on)
+        return self._continue(source, key, groups, given, kept, goes_on)
 
-    def _continue(self, params, key, groups, given, kept, goes_on) -> Demonstrations:
+    def _continue(self, source, key, groups, given, kept, goes_on) -> Demonstrations:
         rows = [
             [*ids[mask], *tokens[:k]]
             for ids, mask, tokens, k in zip(
@@ -346,7 +383,7 @@ class Collector:
         width = self._config.task.max_prompt_length + given.tokens.shape[1]
         width = fit_width(contexts.shape[1], width)
         rollouts = self._generate(
-            params,
+            source,
             pad_left(contexts, width),
             pad_left(mask, width),
             1,

@@ -62,6 +62,11 @@ class Stage:
         training = self.config.training
         return None if training.spike_deviations is None else training.spike_window
 
+    @property
+    def off_policy(self) -> bool:
+        """Whether completions are sampled from the parameters of one step before."""
+        return self.config.training.steps_off_policy > 0
+
     def begin(
         self,
         before: TrainState,
@@ -91,6 +96,7 @@ class Stage:
             frozen=before.frozen,
             questions=questions,
             spike_window=self.spike_window,
+            off_policy=self.off_policy,
             mesh=mesh,
         )
         cursor = jnp.zeros_like(before.cursor) if self.own_task else before.cursor
@@ -154,6 +160,8 @@ def _make_recipe(name: str | None, config: Config, recipe: Recipe | None) -> Rec
             )
         _check_groups(recipe, config.training.group_size)
         recipe = remembering(recipe, config.task.curriculum)
+        if config.training.steps_off_policy:
+            _check_off_policy(recipe, config.training.steps_off_policy)
     except InputError as error:
         raise InputError(f"stages.{name}: {error}") if name else error from None
     return recipe
@@ -178,3 +186,31 @@ def _check_groups(recipe: Recipe, group_size: int) -> None:
                 transform.check_group_size(group_size)
             except ValueError as error:
                 raise InputError(f"recipe {recipe.name!r}: {error}") from None
+
+
+def _check_off_policy(recipe: Recipe, steps: int) -> None:
+    """Refuses recipes to which completions of an earlier policy mean something else."""
+    key = f"training.steps_off_policy={steps}: recipe {recipe.name!r}"
+    remedy = "set training.steps_off_policy=0."
+    if not recipe.rollouts or not recipe.learns:
+        lacks = "learns nothing" if recipe.rollouts else "samples nothing"
+        raise InputError(f"{key} {lacks}, so there is nothing to overlap; {remedy}")
+    if recipe.history is not None:
+        raise InputError(
+            f"{key} shows prompts with what came of the step before, which is not "
+            f"known yet; {remedy}"
+        )
+    if recipe.posterior_discount is not None:
+        raise InputError(
+            f"{key} remembers success rates of steps that learned something, and "
+            "whether the step before does is not known yet; leave out task.curriculum "
+            "and recipe.posterior_discount, or set training.steps_off_policy=0."
+        )
+    for term in recipe.terms:
+        if not term.off_policy:
+            raise InputError(
+                f"{key} has a term, {term.name!r}, that takes all completions for the "
+                "policy's own: it does not weight tokens by importance. Set "
+                "recipe.truncated_importance=2.0 where the recipe has it for this "
+                "term, or training.steps_off_policy=0."
+            )

@@ -36,6 +36,8 @@ class TrainState(struct.PyTreeNode):
       rng: the run's key. Nothing consumes it: step ``k`` draws from
         ``fold_in(rng, k)``, so that a resumed run repeats it exactly.
       cursor: int32, prompts drawn since the start.
+      previous: `trainable` before the updates of the last step, which the next step's
+        completions are sampled from; None where they are sampled from `trainable`.
       norms: ``[W]`` float32, gradient norms of the last updates, for the guard against
         spikes; None without one.
     """
@@ -52,6 +54,13 @@ class TrainState(struct.PyTreeNode):
     rng: jax.Array
     cursor: jax.Array
     norms: jax.Array | None = None
+    previous: chex.ArrayTree | None = None
+
+    @property
+    def sampled_from(self) -> Any:
+        """The whole parameters that the next step's completions are sampled from."""
+        own = self.trainable if self.previous is None else self.previous
+        return merge_params(own, self.frozen)
 
 
 def init_state(
@@ -64,6 +73,7 @@ def init_state(
     reference: chex.ArrayTree | None = None,
     questions: int | None = None,
     spike_window: int | None = None,
+    off_policy: bool = False,
     mesh: jax.sharding.Mesh | None = None,
 ) -> TrainState:
     """The state before the first step.
@@ -78,10 +88,11 @@ def init_state(
         `params`; ``{}``: the frozen ones alone, the base of a fresh adapter.
       questions: R, of the task, for recipes with a `posterior_discount`.
       spike_window: updates that the guard against spikes looks back on; None: no guard.
+      off_policy: keep `TrainState.previous`.
       mesh: that `params` lie on, if any.
     """
     if reference is None:
-        reference = _copy(params) if "reference" in recipe.needs else None
+        reference = copy_params(params) if "reference" in recipe.needs else None
     own_teacher = recipe.teacher.keeps_parameters
     remembers = recipe.posterior_discount is not None and questions is not None
 
@@ -95,12 +106,13 @@ def init_state(
         trainable=params,
         frozen={} if frozen is None else frozen,
         opt_state=optimizer.init(params),
-        teacher=_copy(params, jnp.float32) if own_teacher else None,
+        teacher=copy_params(params, jnp.float32) if own_teacher else None,
         reference=reference if "reference" in recipe.needs else None,
         gate=np.ones((questions, 2)) if remembers else None,
         rng=key,
         cursor=zero(),
         norms=None if spike_window is None else empty_window(spike_window),
+        previous=copy_params(params) if off_policy else None,
     )
     return replicate(state, mesh)
 
@@ -122,7 +134,7 @@ def merge_params(trainable: Any, frozen: Any) -> Any:
     return merged
 
 
-def _copy(params: chex.ArrayTree, at_least: Any = None) -> chex.ArrayTree:
+def copy_params(params: chex.ArrayTree, at_least: Any = None) -> chex.ArrayTree:
     """A copy, in at least that precision: a moving average in half would not move."""
 
     def copy(x):

@@ -25,6 +25,7 @@ TRL_NAMES = {
     "policy/clipped_low": "clip_ratio/low_mean",
     "policy/clipped_high": "clip_ratio/high_mean",
     "sampler/logp_gap": "sampling/sampling_logp_difference/mean",
+    "sampler/ratio": "sampling/importance_sampling_ratio/mean",
     "time/step": "step_time",
     "teacher/success_groups": "self_distillation/success_group_fraction",
     "teacher/feedback": "self_distillation/feedback_available_fraction",

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ import optax
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.models.policy import Policy
+from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.sharding import processes
 from jaxrl_post.tasks import Task
@@ -25,14 +27,15 @@ from jaxrl_post.training import faults
 from jaxrl_post.training.assembly import cut_batch, make_batch
 from jaxrl_post.training.completions import completion_rows, completions_file
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.loss import Metrics
 from jaxrl_post.training.memory import peak_memory
 from jaxrl_post.training.metrics import replace_text
 from jaxrl_post.training.optimizer import make_optimizer, make_schedule
 from jaxrl_post.training.replay import Replay
-from jaxrl_post.training.rollout import Collector, Moment
+from jaxrl_post.training.rollout import Collected, Collector, Moment
 from jaxrl_post.training.setup import micro_batch_bound, open_sampler, slots_bound
 from jaxrl_post.training.stages import Stage
-from jaxrl_post.training.state import TrainState, merge_params
+from jaxrl_post.training.state import TrainState, copy_params, merge_params
 from jaxrl_post.training.teacher_accuracy import teacher_accuracy, teacher_params
 from jaxrl_post.training.teacher_contexts import make_teacher_contexts
 from jaxrl_post.training.token_scores import TokenScores, token_texts
@@ -51,6 +54,23 @@ class _Counts:
     cursor: int
     update: int
     skipped: int
+
+
+@dataclass(frozen=True)
+class _Updates:
+    """A step's updates, under way on the device.
+
+    Attributes:
+      state: after them.
+      parts: of the batch, one for each update.
+      metrics: of each.
+      begun: when, by `time.perf_counter`.
+    """
+
+    state: TrainState
+    parts: list[Batch]
+    metrics: list[Metrics]
+    begun: float
 
 
 _OF_TEACHER = 1 << 30
@@ -74,6 +94,7 @@ class Trainer:
         self.task, self.policy, self.tokenizer = task, policy, tokenizer
         self.pool, self.mesh, self.dir = pool, mesh, run_dir
         self._counts: _Counts | None = None  # of the state after the step before
+        self._ahead: dict[int, Collected] = {}  # by the step that they are for
         config, recipe, training = stage.config, stage.recipe, stage.config.training
         longest = config.task.max_prompt_length
         if turns_of(task) > 1:  # the turns before are context too
@@ -151,27 +172,28 @@ class Trainer:
         The device's numbers are fetched after the host's own work of the step is done,
         so that neither waits while the other could go on: once, and the host waits for
         the device nowhere else but in sampling.
+
+        With `training.steps_off_policy` the next step's completions are sampled first,
+        from the parameters before the updates, and judged while the device makes these.
+        (Behind the updates the sampling would gain nothing: a device runs one program
+        at a time.) They are not saved: a run that goes on from a checkpoint samples
+        them again, from `TrainState.previous`, and so comes to the same bits.
         """
         training = self.config.training
         start = time.perf_counter()
         if self._counts is None:
             counts = jax.device_get((state.cursor, state.update, state.skipped))
             self._counts = _Counts(*map(int, counts))
-        params = merge_params(state.trainable, state.frozen)
-        collected = self.collector.collect(
-            params,
-            jax.random.fold_in(state.rng, step),
-            Moment(
-                step=step,
-                progress=(step - 1 - self.stage.first) / training.steps,
-                cursor=self._counts.cursor,
-                posterior=state.gate,
-            ),
-        )
+        collected = self._ahead.pop(step, None)
+        if collected is None:
+            now = self._moment(state, step, self._counts.cursor)
+            collected = self.collector.collect(state.sampled_from, *now)
         groups, row = collected.groups, collected.metrics
         if step == self.stage.first + 1 and row.get("reward/unjudged") == 1:
             raise _nothing_judged(step, groups)
         row = {"step": step, **self.stage.metrics, **row}
+        if self.stage.off_policy:
+            row["sampling/staleness"] = float(step > self.stage.first + 1)
         if not self.recipe.learns:
             unread = np.zeros_like(groups.rewards)
             processes.on_main(
@@ -198,37 +220,43 @@ class Trainer:
             context_limit=self.config.task.max_prompt_length,
             teacher=teacher,
         )
-        begun = time.perf_counter()
-        if training.updates_per_step > 1:
-            old = processes.fetch(self.score(params, batch))
-            batch = batch.replace(old_logps=old)
         rate = self.schedule(self._counts.update)
         shown: Mapping[int, Mapping[str, Any]] = {}
         if self.token_scores and self._is_shown(step):
             shown = self.token_scores(state, batch, groups.rewards)
-        gate, state = state.gate, state.replace(gate=None)  # the host's
-        updates = []
-        parts = cut_batch(batch, training.updates_per_step)
-        for part in parts:
-            state, metrics = self.update(state, part)
-            updates.append(metrics)
+        begun: list[_Updates] = []
+
+        def begin() -> chex.ArrayTree:
+            begun.append(self._begin_updates(state, batch))
+            return begun[0].state.sampled_from
+
+        if self.stage.off_policy and step < self.stage.last:
+            then = self._moment(state, step + 1, collected.cursor)
+            params = merge_params(state.trainable, state.frozen)
+            self._ahead[step + 1] = self.collector.collect(params, *then, begin)
+        else:
+            begin()
+        (work,) = begun
         # Written while the devices work.
         written = partial(
             self._write_completions, step, groups, batch.advantages, shown
         )
         processes.on_main(written)
-        updates, rate, skipped = jax.device_get((updates, rate, state.skipped))
-        for number, (part, metrics) in enumerate(zip(parts, updates, strict=True), 1):
+        updates, rate, skipped = jax.device_get(
+            (work.metrics, rate, work.state.skipped)
+        )
+        of_parts = zip(work.parts, updates, strict=True)
+        for number, (part, metrics) in enumerate(of_parts, start=1):
             if metrics["update/skipped"]:
                 processes.on_main(
                     partial(faults.save_batch, self.dir, step, number, part, metrics)
                 )
         learned = any(not u["update/skipped"] for u in updates)
-        state = self._count(state, step, collected.cursor)
-        state = state.replace(gate=collected.posterior if learned else gate)
+        gate = collected.posterior if learned else state.gate
+        state = self._count(work.state, step, collected.cursor).replace(gate=gate)
         done = self._counts.update + len(updates)
         self._counts = _Counts(collected.cursor, done, int(skipped))
-        update_time = time.perf_counter() - begun
+        update_time = time.perf_counter() - work.begun
         row = {
             **row,
             "learning_rate": float(rate),
@@ -241,6 +269,37 @@ class Trainer:
             **peak_memory(),
         }
         return state, row
+
+    def _moment(
+        self, state: TrainState, step: int, cursor: int
+    ) -> tuple[jax.Array, Moment]:
+        """A step's key, and what its rollouts need to know."""
+        before = step - 1 - self.stage.first
+        return jax.random.fold_in(state.rng, step), Moment(
+            step=step,
+            progress=before / self.config.training.steps,
+            cursor=cursor,
+            posterior=state.gate,
+        )
+
+    def _begin_updates(self, state: TrainState, batch: Batch) -> _Updates:
+        """Has the device make the updates; does not wait for it."""
+        begun = time.perf_counter()
+        count = self.config.training.updates_per_step
+        if count > 1:
+            params = merge_params(state.trainable, state.frozen)
+            old = processes.fetch(self.score(params, batch))
+            batch = batch.replace(old_logps=old)
+        previous = None
+        if self.stage.off_policy:
+            jax.tree.map(lambda x: x.delete(), state.previous)  # room for the next
+            previous = copy_params(state.trainable)
+        state = state.replace(previous=None, gate=None)  # no update reads them
+        parts, metrics = cut_batch(batch, count), []
+        for part in parts:
+            state, of_part = self.update(state, part)
+            metrics.append(of_part)
+        return _Updates(state.replace(previous=previous), parts, metrics, begun)
 
     def has_succeeded(self, row: Mapping[str, Any]) -> bool:
         """Whether a step's row counts a success.

@@ -55,21 +55,27 @@ def test_a_second_ctrl_c_leaves_at_once():
     assert done.returncode == -signal.SIGINT  # which a shell calls 130
 
 
+@pytest.mark.parametrize("ahead", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_step_that_takes_too_long_is_given_up_and_the_one_before_saved(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, tmp_path, monkeypatch, ahead
 ):
-    options = {"training": {"steps": 3, "group_size": 2}, "evaluation": {}}
+    """One step off policy it is given up before its updates, in the next rollout."""
+    options = {
+        "recipe": {"truncated_importance": 2.0},
+        "training": {"steps": 3, "group_size": 2, "steps_off_policy": ahead},
+        "evaluation": {},
+    }
     whole = tiny_config(run={"dir": str(tmp_path / "whole")}, **options)
     cut = tiny_config(run={"dir": str(tmp_path / "cut"), "grace_seconds": 1}, **options)
     training.run(whole)
 
     collect = Collector.collect
 
-    def hang(self, params, key, moment):
+    def hang(self, params, key, moment, *meanwhile):
         if moment.step == 3:
             signal.raise_signal(signal.SIGTERM)
             time.sleep(600)
-        return collect(self, params, key, moment)
+        return collect(self, params, key, moment, *meanwhile)
 
     with monkeypatch.context() as patch:
         patch.setattr(interruption.Signals, "_leave", lambda self: None)
@@ -77,9 +83,11 @@ def test_a_step_that_takes_too_long_is_given_up_and_the_one_before_saved(
         with pytest.raises(training.Interrupted) as stop:
             training.run(cut)
     assert stop.value.signum == signal.SIGTERM
-    assert [row["step"] for row in read_metrics(tmp_path / "cut")] == [0, 1, 2]
+    last = 2 - ahead
+    rows = read_metrics(tmp_path / "cut")
+    assert [row["step"] for row in rows] == [*range(last + 1)]
     checkpoints = Checkpoints(tmp_path / "cut", read_only=True)
-    assert checkpoints.latest() == 2
+    assert checkpoints.latest() == last
     checkpoints.close()
     training.run(cut)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")

@@ -46,7 +46,7 @@ def test_what_has_ended_is_judged_while_others_are_decoded(
         yield np.concatenate(rows), jax.tree.map(lambda *x: np.concatenate(x), *some)
 
     common = {
-        "training": {"steps": 2},
+        "training": {"steps": 1},
         "sampling": {"max_new_tokens": 40, "slots": 4},
         "evaluation": {},
     }
@@ -60,7 +60,7 @@ def test_what_has_ended_is_judged_while_others_are_decoded(
         with monkeypatch.context() as patch:
             patch.setattr(Sampler, "stream", pace)
             training.run(config)
-    assert sum(parts.elements()) == 2 * 16 and parts.total() > 4
+    assert sum(parts.elements()) == 16 and parts.total() > 2
     assert_same_run(tmp_path / "early", tmp_path / "late")
 
 

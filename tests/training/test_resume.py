@@ -44,6 +44,10 @@ CASES = {
     "srft": {"task": SHOWN},
     "replace_sft": {"task": SHOWN},
     "sft": {"task": SHOWN, "training": {"group_size": 1}},
+    "off_policy": {
+        "recipe": {"name": "sdpo", "top_k": 5, **REPROMPT},
+        "training": {"steps_off_policy": 1},
+    },
     "stages": {
         "recipe": {"name": "grpo", "kl_weight": 0.5},
         "task": SHOWN,
@@ -71,7 +75,8 @@ def was_active(name, rows):
     }.get(name, lambda: True)()
 
 
-LONG = {"sdpo", "srft", "replace_sft", "sft"}  # what the others have, in other recipes
+# What the others have, in other recipes; `test_off_policy` has what is its own.
+LONG = {"sdpo", "srft", "replace_sft", "sft", "off_policy"}
 
 
 @pytest.mark.parametrize(
