@@ -9,7 +9,9 @@ from typing import Any
 import bench_work
 
 Row = Mapping[str, Any]
-VOCABULARY = bench_work.ROOT / "docs" / "evidence" / "vocabulary.jsonl"
+EVIDENCE = bench_work.ROOT / "docs" / "evidence"
+VOCABULARY = EVIDENCE / "vocabulary.jsonl"
+OVERLAP = EVIDENCE / "overlap.jsonl"
 
 
 def tables() -> dict[str, str]:
@@ -20,6 +22,7 @@ def tables() -> dict[str, str]:
         "runs": runs(rows),
         "limits": limits(rows),
         "peaks": peaks(rows),
+        "overlap": overlap([*bench_work.read_rows(OVERLAP)]),
     }
 
 
@@ -207,12 +210,11 @@ def runs(rows: Sequence[Row]) -> str:
             cache: last(turns, row=setting, who=who, cache=cache) or {}
             for cache in ("cold", "warm")
         }
-        step = row["step"]
         lines.append(
             (
                 setting,
                 f"{who} {row['version']}",
-                f"{step['median']:.2f} ({step['min']:.2f} to {step['max']:.2f})",
+                _span(row["step"]),
                 f"{row['generate']['median']:.2f}",
                 f"{row['update']['median']:.2f}",
                 f"{row['tokens_per_second']:.0f}",
@@ -262,3 +264,23 @@ def peaks(rows: Sequence[Row]) -> str:
         lines.append((f"{chips} x {chip}", *(f"{x:.3g}" for x in bounds)))
     heads = ("chips", "prefill", "decode", "forward", "update", "step")
     return markdown(heads, lines)
+
+
+def overlap(rows: Sequence[Row]) -> str:
+    """Steps with a slow judge, by when it works."""
+    names = {
+        "end": "when all is decoded",
+        "decoding": "while others are decoded",
+        "update": "and during the update before",
+    }
+    lines = []
+    for name, text in names.items():
+        if (row := last(rows, judged=name)) is not None:
+            times = [row[part] for part in ("step", "generate", "judge", "update")]
+            lines.append((text, *map(_span, times)))
+    heads = ("judged", "step", "generation", "waiting for the judge", "update")
+    return markdown(heads, lines)
+
+
+def _span(of: Row) -> str:
+    return f"{of['median']:.2f} ({of['min']:.2f} to {of['max']:.2f})"
