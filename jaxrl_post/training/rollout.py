@@ -76,7 +76,7 @@ class Collected:
     metrics: dict[str, float]
 
 
-class Source:
+class _Source:
     """What a step's completions are sampled from.
 
     Attributes:
@@ -159,7 +159,7 @@ class Collector:
         Raises:
           InputError: too many prompts are too long, or none fits.
         """
-        source = Source(params, meanwhile)
+        source = _Source(params, meanwhile)
         cursor = moment.cursor
         wanted = self._config.training.prompts_per_step
         rounds = self._recipe.max_sampling_rounds
