@@ -116,6 +116,14 @@ def test_recipes_that_correct_are_not_refused(tiny_config):
         assert make_stages(config)[0].off_policy
 
 
+def test_a_curriculum_would_go_by_what_is_not_known_yet(tiny_config):
+    config = tiny_config(
+        recipe={"truncated_importance": 2.0}, task={"curriculum": {}}, training=OFF
+    )
+    with pytest.raises(InputError, match="leave out task.curriculum"):
+        make_stages(config)
+
+
 def test_a_replay_samples_nothing_ahead(tiny_config):
     with pytest.raises(ConfigError, match="with run.replay nothing is sampled"):
         tiny_config(run={"replay": "runs/other"}, training=OFF)
