@@ -147,51 +147,52 @@ def train(
       settings: overrides.
       evaluation: the blocks in the place of the config's.
       core: of a process of its own, pinned there, with one thread; None: this process,
-        which saves the start.
+        which saves the start and the report.
 
     Returns:
       The rows of its metrics, and all settings as they were resolved.
 
     Raises:
-      RuntimeError: it failed; with what it printed.
+      RuntimeError: the process failed; with what it printed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = ["train", f"configs/{config}.yaml", *settings]
-        command += [f"run.dir={folder}/run", "run.judge_workers=1"]
-        command.append(f"evaluation={json.dumps(evaluation)}")
-        log = Path(folder, "log")
-        with log.open("w") as file:
-            code = (_here if core is None else _pinned)(command, file, core)
-        if code:
-            text = log.read_text()
-            raise RuntimeError(f"{config} {settings}: exit {code}\n{text}")
+        told = [*settings, f"run.dir={folder}/run", "run.judge_workers=1"]
+        told.append(f"evaluation={json.dumps(evaluation)}")
+        if core is None:
+            _here(f"configs/{config}.yaml", told)
+        else:
+            _pinned(f"configs/{config}.yaml", told, core)
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
-        told = yaml.safe_load(Path(folder, "run", "config.yaml").read_text())
-    del told["run"]["dir"]
-    return [json.loads(line) for line in lines], told
+        resolved = yaml.safe_load(Path(folder, "run", "config.yaml").read_text())
+    del resolved["run"]["dir"]
+    return [json.loads(line) for line in lines], resolved
 
 
-def _here(command: Sequence[str], log: Any, core: None) -> int:
+def _here(config: str, overrides: Sequence[str]) -> None:
     os.chdir(ROOT)
     # Before jax starts, and the same wherever a run is repeated.
     os.environ.setdefault("XLA_FLAGS", ONE_THREAD)
-    from jaxrl_post import cli
+    from jaxrl_post.cli.cache import check_compilation_cache
+    from jaxrl_post.training.config import load_config
+    from jaxrl_post.training.loop import run
 
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        return cli.main(command)
+    check_compilation_cache()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        run(load_config(config, overrides))
 
 
-def _pinned(command: Sequence[str], log: Any, core: int) -> int:
-    return subprocess.run(
-        [
-            *("taskset", "--cpu-list", str(core)),
-            *(sys.executable, "-m", "jaxrl_post.cli", *command),
-        ],
+def _pinned(config: str, overrides: Sequence[str], core: int) -> None:
+    command = [sys.executable, "-m", "jaxrl_post.cli", "train", config, *overrides]
+    done = subprocess.run(
+        ["taskset", "--cpu-list", str(core), *command],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": ONE_THREAD},
-        stdout=log,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    ).returncode
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command}: exit {done.returncode}\n{done.stdout}")
 
 
 def run(study: Study, size: str, job: Job, before: Rows = ()) -> dict[str, Any]:

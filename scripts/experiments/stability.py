@@ -67,7 +67,7 @@ def _rise(row: Row) -> float:
 DEFAULT = Size(
     steps=48,
     overrides=COMMON,
-    evaluation=evaluation(32),
+    evaluation=evaluation(32, 16),
     rates=(1.2e-3,),
     tuned_on=(),
     seeds=tuple(range(5)),
@@ -75,7 +75,7 @@ DEFAULT = Size(
 QUICK = DEFAULT._replace(
     steps=8,
     overrides=(*COMMON, "training.prompts_per_step=4"),
-    evaluation=evaluation(8),
+    evaluation=evaluation(8, 8),
     seeds=(0, 1),
 )
 PAPER = ".58 → above .72 (Materials, Figure 2)"
