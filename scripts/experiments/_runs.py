@@ -177,7 +177,11 @@ def _here(config: str, overrides: Sequence[str]) -> None:
     from jaxrl_post.training.loop import run
 
     check_compilation_cache()
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         run(load_config(config, overrides))
 
 
@@ -195,6 +199,19 @@ def _pinned(config: str, overrides: Sequence[str], core: int) -> None:
         raise RuntimeError(f"{command}: exit {done.returncode}\n{done.stdout}")
 
 
+def settings(arm: Arm, size: Size, seed: int, rate: float) -> list[str]:
+    """The overrides of a run, but those made of another run's row."""
+    half = str(size.steps // 2)
+    return [
+        *size.overrides,
+        f"training.steps={size.steps}",
+        f"training.evaluate_every={half}",
+        *(text.replace("HALF", half) for text in arm.overrides),
+        f"optimizer.learning_rate={rate}",
+        f"run.seed={seed}",
+    ]
+
+
 def run(study: Study, size: str, job: Job, before: Rows = ()) -> dict[str, Any]:
     """One run's row. What differs between two runs of a job is named ``time/...``.
 
@@ -205,19 +222,11 @@ def run(study: Study, size: str, job: Job, before: Rows = ()) -> dict[str, Any]:
       before: rows, among them the one that the method comes after, if any.
     """
     arm, what = study.arms[job.method], study.sizes[size]
-    half = str(what.steps // 2)
-    settings = [
-        *what.overrides,
-        f"training.steps={what.steps}",
-        f"training.evaluate_every={half}",
-        *(text.replace("HALF", half) for text in arm.overrides),
-        f"optimizer.learning_rate={job.rate}",
-        f"run.seed={job.seed}",
-    ]
+    told = settings(arm, what, job.seed, job.rate)
     if arm.after is not None:
-        settings += arm.derived(final(before, arm.after, job.seed))
+        told += arm.derived(final(before, arm.after, job.seed))
     start = time.perf_counter()
-    rows, told = train(arm.config, settings, what.evaluation)
+    rows, resolved = train(arm.config, told, what.evaluation)
     curve = {
         row["step"]: {
             name.removeprefix("eval/"): value
@@ -231,14 +240,14 @@ def run(study: Study, size: str, job: Job, before: Rows = ()) -> dict[str, Any]:
         "claim": study.name,
         "method": job.method,
         "domain": study.domain,
-        "model": told["model"]["path"],
+        "model": resolved["model"]["path"],
         "base_sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(),
         "seed": job.seed,
         "phase": job.phase,
         "size": size,
         "learning_rate": job.rate,
-        "command": ["jaxrl-post", "train", f"configs/{arm.config}.yaml", *settings],
-        "settings": told,
+        "command": ["jaxrl-post", "train", f"configs/{arm.config}.yaml", *told],
+        "settings": resolved,
         "curve": json.loads(json.dumps(curve)),  # keys as they are read again
         "series": {
             name: [short(row[name]) for row in rows if row.get(name) is not None]
@@ -246,7 +255,12 @@ def run(study: Study, size: str, job: Job, before: Rows = ()) -> dict[str, Any]:
         },
         "time/commit": _commit(),
         "time/seconds": round(time.perf_counter() - start, 1),
-        "time/steps": round(sum(row.get("time/step", 0.0) for row in rows), 1),
+        **{
+            f"time/{name}": round(
+                math.fsum(row.get(f"time/{name}", 0.0) for row in rows), 1
+            )
+            for name in ("step", "evaluate")
+        },
     }
 
 

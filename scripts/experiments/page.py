@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from . import _runs, hapo_vs_mixed, pgpo_vs_sdpo, stability
+from . import _runs, beyond, hapo_vs_mixed, pgpo_vs_sdpo, sdpo_claims, stability
 from ._runs import EVIDENCE, VALIDATION, Claim, Row, Rows, Study, finals
 from ._statistics import Interval, mean_interval, verdict
 
@@ -18,6 +18,8 @@ STUDIES = (
     pgpo_vs_sdpo.STUDY,
     hapo_vs_mixed.STUDY,
     stability.STUDY,
+    beyond.STUDY,
+    sdpo_claims.STUDY,
 )
 HEADS = ("claim", "paper's number", "ours", "seeds", "verdict", "command")
 
