@@ -11,7 +11,7 @@ Protocol, fixed before the runs (exploratory)
 - Methods: PGPO as in the paper (sensitivity 1) and with weights per sequence or token,
   with an adaptive sensitivity, with the brake of `controls.Braked`; HAPO with and
   without PGPO's step size.
-- Budget: 20 steps of 8 questions x 8 samples on programs of levels 1 to 3.
+- Budget: 20 steps of 4 questions x 8 samples on programs of levels 1 to 3.
 - Tuning: learning rates 3e-4 and 6e-4 on seeds 1000 and 1001 for every method; chosen
   by validation avg@16 after the last step.
 - Report: test avg@16 (T = 1, 16 samples, 64 questions) after the last step; five seeds,
@@ -41,7 +41,7 @@ def evaluation(rows: int) -> dict:
 COMMON = (
     "task.domains=[programs]",
     "task.levels=[1,2,3]",
-    "training.prompts_per_step=8",
+    "training.prompts_per_step=4",
     "training.teacher_samples=null",
 )
 DEFAULT = Size(
@@ -54,7 +54,7 @@ DEFAULT = Size(
 )
 QUICK = DEFAULT._replace(
     steps=6,
-    overrides=(*COMMON, "training.prompts_per_step=4"),
+    overrides=(*COMMON, "training.prompts_per_step=2"),
     evaluation=evaluation(8),
     tuned_on=(1000,),
     seeds=(0, 1),

@@ -17,16 +17,16 @@ Protocol, fixed before the runs
 - Levels: 3 and 4, on which the base is right on 3 % of its samples and its greedy
   answer never; both can be learned from 300 supervised steps (docs/science.md): what is
   missing is the procedure. Level 5, which cannot be learned so, is left out.
-- Budget: 20 steps of 8 questions x 8 samples (SFT: 8 demonstrations), evaluated before,
+- Budget: 20 steps of 4 questions x 8 samples (SFT: 4 demonstrations), evaluated before,
   half-way and at the end.
 - Tuning: learning rates 3e-4 and 6e-4 on seeds 1000 and 1001 for every method; chosen
   by validation avg@16 after the last step. (With 1.2e-3 a pilot with seed 999 learned
   less than with 6e-4.)
-- Report: test avg@16 (T = 1, 16 samples, 32 questions a level), mean of both levels,
+- Report: test avg@16 (T = 1, 16 samples, 16 questions a level), mean of both levels,
   after the last step and where the validation score was best; ten seeds, the same for
   all methods, paired by seed; 95 % t-intervals; `_statistics.verdict`.
-- Compute: 112 runs, some 40 minutes of one core. Small: hints at a size that anybody
-  can rerun.
+- Compute: 112 runs, some 25 minutes of one core once programs are compiled. Small:
+  hints at a size that anybody can rerun.
 """
 
 from __future__ import annotations
@@ -88,19 +88,19 @@ def _above(
 
 COMMON = (
     f"task.levels=[{','.join(map(str, LEVELS))}]",
-    "training.prompts_per_step=8",
+    "training.prompts_per_step=4",
 )
 DEFAULT = Size(
     steps=20,
     overrides=COMMON,
-    evaluation=evaluation(32),
+    evaluation=evaluation(16),
     rates=(3e-4, 6e-4),
     tuned_on=(1000, 1001),
     seeds=tuple(range(10)),
 )
 QUICK = DEFAULT._replace(
     steps=6,
-    overrides=(*COMMON, "training.prompts_per_step=4"),
+    overrides=(*COMMON, "training.prompts_per_step=2"),
     evaluation=evaluation(8),
     tuned_on=(1000,),
     seeds=(0, 1),

@@ -12,16 +12,16 @@ Protocol, fixed before the runs
   the last step and the middle of training are secondary.
 - Methods: SDPO as configs/sdpo_science.yaml has it (JSD, EMA teacher); PGPO with
   sensitivity 0.5, 1.0, 1.5. Nothing else differs. One run learns all four domains.
-- Budget: 20 steps of 8 questions x 8 samples on levels 1 and 2 of chemistry, physics,
+- Budget: 20 steps of 4 questions x 8 samples on levels 1 and 2 of chemistry, physics,
   biology and materials; evaluated before, half-way and at the end.
 - Tuning: learning rates 3e-4 and 6e-4 on seeds 1000 and 1001 for every method; chosen
   by validation avg@16 after the last step. (With 1.2e-3 a pilot with seed 999 learned
   less than with 6e-4.)
-- Report: test avg@16 (T = 1, 16 samples, 16 questions a domain) after the last step,
+- Report: test avg@16 (T = 1, 16 samples, 8 questions a domain) after the last step,
   and where the validation score was best; ten seeds, the same for all methods, paired
   by seed; 95 % t-intervals; the verdict as `_statistics.verdict` has it.
-- Compute: 56 runs, some 25 minutes of one core. Small: hints at a size that anybody
-  can rerun.
+- Compute: 56 runs, some 15 minutes of one core once programs are compiled. Small: hints
+  at a size that anybody can rerun.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _paper(method: str, *domains: int) -> str:
 COMMON = (
     f"task.domains=[{','.join(DOMAINS)}]",
     "task.levels=[1,2]",
-    "training.prompts_per_step=8",
+    "training.prompts_per_step=4",
     "training.group_size=8",
     "training.teacher_samples=null",
     "recipe.max_length=100",  # of a teacher context: one width, one program
@@ -85,15 +85,15 @@ COMMON = (
 DEFAULT = Size(
     steps=20,
     overrides=COMMON,
-    evaluation=evaluation(32, 16),
+    evaluation=evaluation(16, 8),
     rates=(3e-4, 6e-4),
     tuned_on=(1000, 1001),
     seeds=tuple(range(10)),
 )
 QUICK = DEFAULT._replace(
     steps=6,
-    overrides=(*COMMON, "training.prompts_per_step=4"),
-    evaluation=evaluation(8, 8),
+    overrides=(*COMMON, "training.prompts_per_step=2"),
+    evaluation=evaluation(8, 4),
     tuned_on=(1000,),
     seeds=(0, 1),
 )

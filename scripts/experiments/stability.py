@@ -18,10 +18,10 @@ Protocol, fixed before the runs (exploratory)
   before (its independence of the batch); SDPO with an EMA teacher (the usual remedy);
   and a brake on rising teacher entropy (`controls.Braked`), which is ours. SDPO is PGPO
   with sensitivity 0 here, which takes the same steps and measures both entropies.
-- Budget: 48 steps of 8 questions x 8 samples on levels 1 and 2 of chemistry, physics,
+- Budget: 48 steps of 4 questions x 8 samples on levels 1 and 2 of chemistry, physics,
   biology and materials, evaluated before, half-way and at the end.
 - Report: test avg@16 as in pgpo_vs_sdpo.py; five seeds, paired; `_statistics.verdict`.
-- Compute: 45 runs, some 40 minutes of one core.
+- Compute: 45 runs, some 20 minutes of one core.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ def _rise(row: Row) -> float:
 DEFAULT = Size(
     steps=48,
     overrides=COMMON,
-    evaluation=evaluation(32, 16),
+    evaluation=evaluation(16, 8),
     rates=(1.2e-3,),
     tuned_on=(),
     seeds=tuple(range(5)),
 )
 QUICK = DEFAULT._replace(
     steps=8,
-    overrides=(*COMMON, "training.prompts_per_step=4"),
-    evaluation=evaluation(8, 8),
+    overrides=(*COMMON, "training.prompts_per_step=2"),
+    evaluation=evaluation(8, 4),
     seeds=(0, 1),
 )
 PAPER = ".58 → above .72 (Materials, Figure 2)"
