@@ -98,7 +98,7 @@ def plot(study: Study) -> None:
         return lambda row: dict(enumerate(row["series"][name], 1))
 
     drawn = {"accuracy": ("validation avg@16", curve)}
-    drawn |= {name.split("/")[-1]: (name, steps(name)) for name in study.plots}
+    drawn |= {name.replace("/", "_"): (name, steps(name)) for name in study.plots}
     for short, (title, points) in drawn.items():
         lines = [
             Line(method, **mean_line(rows, points))
