@@ -14,27 +14,22 @@ import argparse
 import hashlib
 import itertools
 import json
-import math
-import os
 import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-WEIGHTS = ROOT / "jaxrl_post" / "assets" / "science_base" / "model.safetensors"
+from experiments._runs import ROOT, WEIGHTS, train
+from experiments._statistics import mean_interval
+
 BLOCKS = {
     "science": {"rows": 128, "samples": 16},
     "science-test": {"rows": 128, "samples": 16, "split": "test"},
     "science-greedy": {"rows": 128, "greedy": True},
 }
 SCORES = ("science/avg@16", "science-test/avg@16", "science-greedy/avg@1")
-# Two-sided 95 % of Student's t, by degrees of freedom.
-QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 
 
 class Study(NamedTuple):
@@ -156,35 +151,11 @@ STUDIES = {
 }
 
 
-def run(study: str, variant: str, seed: int, core: int | None) -> dict[str, Any]:
+def run(study: str, variant: str, seed: int, core: int) -> dict[str, Any]:
     """Trains one variant in a process of its own; its line of results."""
     config, overrides = STUDIES[study].variants[variant]
     settings = [*STUDIES[study].common, *overrides, f"run.seed={seed}"]
-    environment = dict(os.environ)
-    pinned: list[str] = []
-    if core is not None:
-        flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        environment["XLA_FLAGS"] = flags
-        pinned = ["taskset", "--cpu-list", str(core)]
-    with tempfile.TemporaryDirectory() as folder:
-        own = [f"run.dir={folder}/run", "run.judge_workers=1"]
-        command = ["train", f"configs/{config}.yaml", *settings, *own]
-        command.append(f"evaluation={json.dumps(BLOCKS)}")
-        log = Path(folder, "log")
-        with log.open("w") as file:
-            code = subprocess.run(
-                [*pinned, sys.executable, "-m", "jaxrl_post.cli", *command],
-                cwd=ROOT,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            ).returncode
-        if code:
-            raise RuntimeError(
-                f"{variant}, seed {seed}: exit {code}\n{log.read_text()}"
-            )
-        lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows, _ = train(config, settings, BLOCKS, core)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
@@ -239,12 +210,11 @@ def summary(values: Sequence[float], how: str) -> float | None:
 
 def interval(values: Sequence[float]) -> str:
     """Mean over seeds and the half-width of its 95 % t-interval, without zeros."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}".replace("0.", ".", 1)
-    variance = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    half = QUANTILES[len(values) - 1] * math.sqrt(variance / len(values))
-    return f"{mean:.3f} ± {half:.3f}".replace("0.", ".")
+    found = mean_interval(values)
+    text = f"{found.mean:.3f}"
+    if len(values) > 1:
+        text += f" ± {found.high - found.mean:.3f}"
+    return text.replace("0.", ".")
 
 
 def number(value: float) -> str:

@@ -16,6 +16,7 @@ import compare
 import mesh_table
 import preflight_papers
 import sandbox_table
+from experiments import page
 from quickstart_seeds import RESULTS, ROOT, WEIGHTS, table
 
 
@@ -51,6 +52,7 @@ def main() -> None:
         "README.md": {"base": base_table(), "quickstart": table(rows)},
         "docs/sdpo.md": {"distillation": study_table("distillation")},
         "docs/hapo.md": {"mixed": study_table("mixed")},
+        "docs/evidence.md": page.tables(),
         "docs/preflight.md": {
             "preflight": preflight_papers.table(preflight_papers.read()),
             "preflight-choice": preflight_papers.choice_table(preflight_papers.read()),

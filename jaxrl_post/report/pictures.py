@@ -29,12 +29,13 @@ def write_pictures(sections: Mapping[str, Drawn], folder: Path) -> list[Path]:
         for title, drawn in sections.items():
             for drawable in drawn.drawables:
                 path = folder / f"{_slug(f'{title} {drawable.title}')}.png"
-                _figure(drawable).savefig(path, dpi=180)
+                figure(drawable).savefig(path, dpi=180)
                 paths.append(path)
     return paths
 
 
-def _figure(drawable: Drawable) -> Any:
+def figure(drawable: Drawable) -> Any:
+    """A chart or a histogram over steps as a matplotlib figure, 6 x 3.5 inches."""
     # Not pyplot: it would keep every figure, and look for a display.
     from matplotlib.figure import Figure
 
