@@ -21,6 +21,14 @@ STUDIES = (
     beyond.STUDY,
     sdpo_claims.STUDY,
 )
+COVARIANCE = {
+    "mean_multiplier": "mean ρ",
+    "std_multiplier": "its standard deviation",
+    "relative": "norm of Cov(ρ, g) over that of mean ρ x mean g",
+    "relative_by_chance": "the same in random orders, median",
+    "along_mean_gradient": "its part along mean g",
+    "p": "share of orders with as much",
+}
 HEADS = ("claim", "paper's number", "ours", "seeds", "verdict", "command")
 
 
@@ -62,6 +70,11 @@ def tables() -> dict[str, str]:
     found = {
         study.name: _runs.table(study, _runs.read(study.path)) for study in STUDIES
     }
+    (row,) = _runs.read(EVIDENCE / "covariance.jsonl") or [{}]
+    cells = {heading: f"{row[key]:.4f}" for key, heading in COVARIANCE.items() if row}
+    lines = [f"| {' | '.join(cells)} |", "|" + "---|" * len(cells)]
+    lines.append(f"| {' | '.join(cells.values())} |")
+    found["covariance"] = "\n".join(lines) if cells else ""
     return {"claims": claims_table(), **found}
 
 
