@@ -12,11 +12,16 @@ Row = Mapping[str, Any]
 EVIDENCE = bench_work.ROOT / "docs" / "evidence"
 VOCABULARY = EVIDENCE / "vocabulary.jsonl"
 OVERLAP = EVIDENCE / "overlap.jsonl"
+SAMPLER = EVIDENCE / "sampler.jsonl"
 
 
 def tables() -> dict[str, str]:
     """Each by its marker; nothing for what has not been measured."""
-    rows = [*bench_work.read_rows(), *bench_work.read_rows(VOCABULARY)]
+    others = (VOCABULARY, SAMPLER)
+    rows = [
+        *bench_work.read_rows(),
+        *(r for f in others for r in bench_work.read_rows(f)),
+    ]
     return {
         "figures": figures(rows),
         "runs": runs(rows),
