@@ -426,7 +426,7 @@ def test_distillation_as_made(name):
     scores, loss = _arguments(term.scores), _arguments(term.loss)
     assert (scores["alpha"], scores["top_k"], scores["tail"]) == (0.5, 100, True)
     assert scores["side"] == "student"
-    assert (loss["importance_clip"], loss["truncated_importance"]) == (2.0, 2.0)
+    assert (loss["importance_clip"], loss["threshold"]) == (2.0, 2.0)
     assert recipe.teacher == recipes.Teacher("ema", 0.05, 1)
     assert recipe.reprompt == recipes.Reprompt(
         demonstration="first",

@@ -122,8 +122,8 @@ class ModelConfig:
     param_dtype: DType = "float32"
     compute_dtype: DType = "float32"
     attention: Attention = "auto"
-    remat: Remat = "products"
     router_aux_loss_coef: float = number(0.0, at_least=0)
+    remat: Remat = "products"
     chat_template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
