@@ -73,6 +73,16 @@ class Size(NamedTuple):
     tuned_on: tuple[int, ...]
     seeds: tuple[int, ...]
 
+    def reduced(self, evaluation: Mapping[str, Any], steps: int = 6) -> Size:
+        """For `--quick`: two questions a step, one seed to tune on, two to report."""
+        return self._replace(
+            steps=steps,
+            overrides=(*self.overrides, "training.prompts_per_step=2"),
+            evaluation=evaluation,
+            tuned_on=self.tuned_on[:1],
+            seeds=self.seeds[:2],
+        )
+
 
 class Claim(NamedTuple):
     """That a number of `method` is greater than that of `against`, or than 0.

@@ -98,13 +98,7 @@ DEFAULT = Size(
     tuned_on=(1000, 1001),
     seeds=tuple(range(10)),
 )
-QUICK = DEFAULT._replace(
-    steps=6,
-    overrides=(*COMMON, "training.prompts_per_step=2"),
-    evaluation=evaluation(8),
-    tuned_on=(1000,),
-    seeds=(0, 1),
-)
+QUICK = DEFAULT.reduced(evaluation(8))
 
 STUDY = Study(
     name="hapo_vs_mixed",

@@ -90,13 +90,7 @@ DEFAULT = Size(
     tuned_on=(1000, 1001),
     seeds=tuple(range(10)),
 )
-QUICK = DEFAULT._replace(
-    steps=6,
-    overrides=(*COMMON, "training.prompts_per_step=2"),
-    evaluation=evaluation(8, 4),
-    tuned_on=(1000,),
-    seeds=(0, 1),
-)
+QUICK = DEFAULT.reduced(evaluation(8, 4))
 
 ALL = range(len(DOMAINS))
 STUDY = Study(
