@@ -19,7 +19,9 @@ import jax.numpy as jnp
 @jax.jit
 def work(x):  # 64 MiB of temporary memory; the loop is what makes jax use a thread
     def again(_, x):
-        return (jnp.outer(x, x) @ jnp.outer(x, x[:8]) * 0).sum(axis=1) + x
+        wide = jax.lax.optimization_barrier(jnp.outer(x, x))
+        product = wide @ jnp.outer(x, x[:128])
+        return 0 * (wide.sum(axis=0) + product.sum(axis=1)) + x
 
     return jax.lax.fori_loop(0, 1, again, x)
 
