@@ -152,7 +152,8 @@ def test_score_step_returns_rows_in_order():
     batch = make_batch(4)
     whole = make_score_step(POLICY)(PARAMS, batch)
     cut = make_score_step(POLICY, micro_batch_tokens=25)(PARAMS, batch)
-    np.testing.assert_allclose(whole, cut, atol=1e-6)
+    # Two programs of other shapes, which sum in other orders: 1.4e-6 on some machines.
+    np.testing.assert_allclose(whole, cut, atol=1e-5)
     assert (np.asarray(whole)[~batch.token_mask] == 0).all()
     assert (np.asarray(whole)[batch.token_mask] < 0).all()
 
