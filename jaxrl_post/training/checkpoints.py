@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.sharding import processes
 from jaxrl_post.training.fingerprints import SHA256, SUMS, checksums, kind_for, sums
+from jaxrl_post.training.flat_state import flatten, unflatten
+from jaxrl_post.training.preservation import Preservation, watch
 from jaxrl_post.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -66,11 +67,9 @@ class Checkpoints:
         self._frozen: dict[str, str] | None = None
         self._manager = ocp.CheckpointManager(
             self._folder,
-            item_handlers=_watch(
-                ocp.StandardCheckpointHandler(), self._failures.append
-            ),
+            item_handlers=watch(ocp.StandardCheckpointHandler(), self._failures.append),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Preservation(keep, self._scores),
+                preservation_policy=Preservation(keep, self._scores),
                 enable_async_checkpointing=True,
                 create=not read_only,
                 # What a killed process left of a checkpoint that it was writing.
@@ -105,7 +104,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._finish()
-        arrays = _flatten(state)
+        arrays = flatten(state)
         kind = kind_for(arrays)
         self._note_score(step, metrics or {})
         self._manager.save(
@@ -167,7 +166,7 @@ class Checkpoints:
             frozen parameters are not those that it was made with.
         """
         step = self.latest() if step is None else step
-        wanted = _flatten(like)
+        wanted = flatten(like)
         found = self._list(step)
         problems = [f"missing: {name}" for name in wanted if name not in found]
         problems += [f"not expected: {name}" for name in found if name not in wanted]
@@ -192,7 +191,7 @@ class Checkpoints:
                 "trained on, or give the run another run.dir."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
-        return _unflatten(like, self._verified(step, abstract))
+        return unflatten(like, self._verified(step, abstract))
 
     def arrays(self) -> dict[str, Any]:
         """What the newest checkpoint holds, by path, as host arrays.
@@ -317,56 +316,6 @@ class Checkpoints:
             self._scores[step] = float(value)
 
 
-def _watch(handler: Any, report: Callable[[Exception], None]) -> Any:
-    """The handler; tells at once what keeps this process's arrays from being written.
-
-    Orbax tells when the other processes have written theirs, or have waited in vain.
-    """
-    save = handler.async_save
-
-    async def async_save(*args: Any, **kwargs: Any) -> list[Any]:
-        futures = await save(*args, **kwargs) or []
-        return [_Watched(future, report) for future in futures]
-
-    handler.async_save = async_save
-    return handler
-
-
-class _Watched:
-    """A future of Orbax's that reports its failure."""
-
-    def __init__(self, future: Any, report: Callable[[Exception], None]) -> None:
-        self._future, self._report = future, report
-
-    def result(self, timeout: float | None = None) -> Any:
-        try:
-            return self._future.result(timeout=timeout)
-        except Exception as error:
-            self._report(error)
-            raise
-
-
-class _Preservation:
-    """Which checkpoints stay: the newest, and the one with the greatest score.
-
-    Orbax asks when it begins to save, and deletes when the new one is on disk.
-    """
-
-    def __init__(self, keep: int, scores: Mapping[int, float]) -> None:
-        self._keep, self._scores = keep, scores
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> Sequence[bool]:
-        del context
-        steps = sorted(info.step for info in checkpoints)
-        stay = set(steps[-self._keep :])
-        # Of equal ones the first: it was reached with less.
-        scored = [step for step in steps if step in self._scores]
-        stay |= {max(scored, key=lambda step: self._scores[step])} if scored else set()
-        return [info.step in stay for info in checkpoints]
-
-
 def load_policy(
     run_dir: str | Path, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Any, Any, Any]:
@@ -403,38 +352,3 @@ def _raise_unless_damage(error: Exception) -> None:
     """A machine without memory for a checkpoint says nothing about the checkpoint."""
     if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
         raise error
-
-
-def _flatten(state: TrainState) -> dict[str, Any]:
-    """Arrays by path; the random key as its data; frozen parameters, and empty arrays,
-    which Orbax refuses, left out. The host's float64 goes by its bits: jax would round
-    it."""
-    state = state.replace(rng=jax.random.key_data(state.rng), frozen={})
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        jax.tree_util.keystr(path): leaf.view(np.uint32) if _is_double(leaf) else leaf
-        for path, leaf in leaves
-        if leaf.size
-    }
-
-
-def _unflatten(like: TrainState, leaves: dict[str, Any]) -> TrainState:
-    def restored(path, leaf):
-        if not leaf.size:
-            return leaf
-        value = leaves[jax.tree_util.keystr(path)]
-        if _is_double(leaf):
-            return np.asarray(value).view(np.float64)
-        # Orbax commits arrays to their device. Programs of committed arrays are others
-        # than those that the run was begun with, to compile and to trust.
-        return value if leaf.committed else jnp.array(np.asarray(value))
-
-    state = jax.tree_util.tree_map_with_path(
-        restored, like.replace(rng=jax.random.key_data(like.rng), frozen={})
-    )
-    rng = jax.random.wrap_key_data(state.rng, impl=jax.random.key_impl(like.rng))
-    return state.replace(rng=rng, frozen=like.frozen)
-
-
-def _is_double(leaf: Any) -> bool:
-    return isinstance(leaf, np.ndarray) and leaf.dtype == np.float64
