@@ -440,6 +440,12 @@ class Config:
             raise ConfigError(source, problems)
         return config
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run: those of its stages, where it has any."""
+        parts = [self.stage(name) for name in self.stages] or [self]
+        return sum(part.training.steps for part in parts)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `from_dict` turns back into an equal config."""
         return plain(self)

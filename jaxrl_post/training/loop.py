@@ -19,6 +19,7 @@ from jaxrl_post.isolation import JudgePool
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.sharding.processes import fetch, gather, is_main, on_main, together
 from jaxrl_post.tasks import Task, select
+from jaxrl_post.tasks.rewards import TrainerState
 from jaxrl_post.training import faults, run_folder
 from jaxrl_post.training.checkpoints import Checkpoints
 from jaxrl_post.training.config import Config
@@ -114,9 +115,14 @@ class _Run:
         self.config, self.stages, self.dir = config, stages, run_dir
         # What costs nothing is opened first: a wrong name shows before weights load.
         tasks = [_open_task(stage) for stage in stages]
-        for stage, task in zip(stages, tasks, strict=True):
-            rehearse(pool, task, stage.key("task"))
         measured = open_tasks(config)
+        sections = [stage.key("task") for stage in stages]
+        rehearse(
+            pool,
+            dict(zip(sections, tasks, strict=True))
+            | {f"evaluation.{name}": task for name, task in measured.items()},
+            TrainerState(0, stages[-1].last),
+        )
         meshes = [open_mesh(s.config, trains=s.recipe.learns) for s in stages]
         mesh = meshes[0]
         self.policy, self.params, self.tokenizer = open_model(config, mesh)
@@ -265,7 +271,8 @@ class _Run:
         if not self.config.evaluation:
             return {}
         start = time.perf_counter()
-        metrics = self.evaluator(merge_params(state.trainable, state.frozen))
+        now = TrainerState(int(state.step), self.stages[-1].last)
+        metrics = self.evaluator(merge_params(state.trainable, state.frozen), now)
         return {**metrics, "time/evaluate": time.perf_counter() - start}
 
     def _stop_if_asked(self, noted: Signals, state: TrainState, row: Mapping) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.sharding import processes
 from jaxrl_post.tasks import Task
+from jaxrl_post.tasks.rewards import TrainerState
 from jaxrl_post.training import faults
 from jaxrl_post.training.assembly import cut_batch, make_batch
 from jaxrl_post.training.completions import completion_rows, completions_file
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.judging import tell
 from jaxrl_post.training.loss import Metrics
 from jaxrl_post.training.memory import peak_memory
 from jaxrl_post.training.metrics import replace_text
@@ -113,6 +115,7 @@ class Trainer:
         )
         self.store = None
         if recipe.demonstrations:
+            tell(task, TrainerState(stage.first, stage.last))
             self.store = DemonstrationStore(
                 task,
                 tokenizer,
@@ -186,8 +189,8 @@ class Trainer:
             self._counts = _Counts(*map(int, counts))
         collected = self._ahead.pop(step, None)
         if collected is None:
-            now = self._moment(state, step, self._counts.cursor)
-            collected = self.collector.collect(state.sampled_from, *now)
+            params, cursor = state.sampled_from, self._counts.cursor
+            collected = self._collect(params, state, step, cursor)
         groups, row = collected.groups, collected.metrics
         if step == self.stage.first + 1 and row.get("reward/unjudged") == 1:
             raise _nothing_judged(step, groups)
@@ -231,9 +234,10 @@ class Trainer:
             return begun[0].state.sampled_from
 
         if self.stage.off_policy and step < self.stage.last:
-            then = self._moment(state, step + 1, collected.cursor)
             params = merge_params(state.trainable, state.frozen)
-            self._ahead[step + 1] = self.collector.collect(params, *then, begin)
+            self._ahead[step + 1] = self._collect(
+                params, state, step + 1, collected.cursor, begin
+            )
         else:
             begin()
         (work,) = begun
@@ -270,17 +274,24 @@ class Trainer:
         }
         return state, row
 
-    def _moment(
-        self, state: TrainState, step: int, cursor: int
-    ) -> tuple[jax.Array, Moment]:
-        """A step's key, and what its rollouts need to know."""
-        before = step - 1 - self.stage.first
-        return jax.random.fold_in(state.rng, step), Moment(
+    def _collect(
+        self,
+        params: chex.ArrayTree,
+        state: TrainState,
+        step: int,
+        cursor: int,
+        meanwhile: Callable[[], chex.ArrayTree] | None = None,
+    ) -> Collected:
+        """The groups of a step, whose prompts begin at the cursor."""
+        tell(self.task, TrainerState(step - 1, self.stage.last))
+        moment = Moment(
             step=step,
-            progress=before / self.config.training.steps,
+            progress=(step - 1 - self.stage.first) / self.config.training.steps,
             cursor=cursor,
             posterior=state.gate,
         )
+        key = jax.random.fold_in(state.rng, step)
+        return self.collector.collect(params, key, moment, meanwhile)
 
     def _begin_updates(self, state: TrainState, batch: Batch) -> _Updates:
         """Has the device make the updates; does not wait for it."""
