@@ -26,6 +26,7 @@ from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Demonstrations, Groups
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.sharding import batch_sharding, batch_shards, param_shardings
+from jaxrl_post.tasks.lookup import is_own
 from jaxrl_post.training.assembly import make_batch
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.offload import offload
@@ -78,6 +79,11 @@ def find_model(path: str) -> tuple[DecoderConfig, str]:
     >>> config.num_layers, config.head_dim
     (36, 128)
     """
+    if is_own(path):
+        raise InputError(
+            f"model.path={path!r}: preflight knows the sizes of the package's families "
+            "alone, not those of a model of one's own."
+        )
     if path in checkpoints.EMBEDDED or Path(path).expanduser().exists():
         return _config_of(path), path
     from huggingface_hub import try_to_load_from_cache

@@ -96,8 +96,10 @@ class ModelConfig:
     """The model to train.
 
     Attributes:
-      path: ``science_base`` (the embedded model), a Hugging Face folder or hub id, or
-        a GGUF file.
+      path: ``science_base`` (the embedded model), a Hugging Face folder or hub id, a
+        GGUF file, or ``my_module:my_model``, a function that returns what `models.load`
+        does: a `Policy`, its parameters and a tokenizer. It gets the section's other
+        keys, and of `compute_dtype`, `attention`, `remat` and ``seed`` what it names.
       lora: train an adapter and leave the model's own weights as they are; null: train
         these.
       param_dtype: of the trained weights, their gradients and the optimizer's moments.
@@ -115,6 +117,7 @@ class ModelConfig:
         host's memory (``attention_offloaded``).
       chat_template_arguments: passed to the tokenizer's chat template, for example
         ``{enable_thinking: false}``.
+      arguments: every other key of the section, arguments of a function of one's own.
     """
 
     path: str
@@ -125,6 +128,7 @@ class ModelConfig:
     router_aux_loss_coef: float = number(0.0, at_least=0)
     remat: Remat = "products"
     chat_template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = rest(own="path")
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,10 @@ class OptimizerConfig:
     """How gradients become updates. Schedules count updates, not steps.
 
     Attributes:
-      name: ``adamw`` or ``sgd``.
+      name: ``adamw``, ``sgd``, or ``my_module:my_chain``, a function that returns an
+        optax transformation. It gets ``learning_rate`` (a number, or optax's schedule)
+        and ``updates``, those of the stage, where it names them, and the section's
+        other keys, those from `weight_decay` on among them: clipping is its own too.
       learning_rate: at its peak, after the warm-up.
       schedule: of the learning rate after the warm-up; ``linear`` and ``cosine``
         reach 0 at the last update.
@@ -195,17 +202,19 @@ class OptimizerConfig:
       b2: decay of the second moment (adamw).
       eps: added to the root of the second moment (adamw).
       max_grad_norm: global norm to which gradients are clipped; null for no clipping.
+      arguments: every other key of the section, arguments of a function of one's own.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: str = "adamw"
     learning_rate: float = number(1e-6, at_least=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_updates: int = number(0, at_least=0)
-    weight_decay: float = number(0.0, at_least=0)
-    b1: float = number(0.9, at_least=0, below=1)
-    b2: float = number(0.999, at_least=0, below=1)
-    eps: float = number(1e-8, above=0)
-    max_grad_norm: float | None = number(1.0, above=0)
+    weight_decay: float = number(0.0, at_least=0, built_in=True)
+    b1: float = number(0.9, at_least=0, below=1, built_in=True)
+    b2: float = number(0.999, at_least=0, below=1, built_in=True)
+    eps: float = number(1e-8, above=0, built_in=True)
+    max_grad_norm: float | None = number(1.0, above=0, built_in=True)
+    arguments: Mapping[str, Any] = rest(own="name")
 
 
 @dataclass(frozen=True)
@@ -319,6 +328,8 @@ class MeshConfig:
       rules: entries that replace those of `sharding.RULES`: the axis, or the list of
         axes, that splits a dimension of the parameters, or null.
         ``{kv_heads: null}`` has every device of `tensor` keep all key-value heads.
+      peak_flops: operations per second of a device that `throughput/mfu` counts as
+        all; null: its maker's, of bfloat16, for TPUs and the H100, else no such metric.
     """
 
     data: int = number(-1, at_least=-1)
@@ -326,6 +337,7 @@ class MeshConfig:
     tensor: int = number(1, at_least=-1)
     fast_within: Literal["slice", "process", "all"] = "slice"
     rules: Mapping[str, Any] = field(default_factory=dict)
+    peak_flops: float | None = number(None, above=0)
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from jaxrl_post.tasks import Task
 from jaxrl_post.tasks.rewards import TrainerState
 from jaxrl_post.training.config import Config, EvaluationConfig
 from jaxrl_post.training.judging import read_and_judge, rehearse, tell
+from jaxrl_post.training.own_model import check_model_name
 from jaxrl_post.training.setup import (
     open_mesh,
     open_model,
@@ -221,7 +222,8 @@ def evaluate_run(config: Config, run_dir: Path | None = None) -> dict[str, float
     """
     from jaxrl_post.training.checkpoints import load_policy, newest_step
 
-    tasks = open_tasks(config)  # first: a wrong name shows before weights load
+    check_model_name(config)  # first: a wrong name shows before weights load
+    tasks = open_tasks(config)
     done = 0 if run_dir is None else newest_step(run_dir)
     now = TrainerState(done, config.total_steps)
     with JudgePool(config.run.judge_workers, timeout=config.task.judge_timeout) as pool:

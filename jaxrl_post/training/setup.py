@@ -15,7 +15,9 @@ from jaxrl_post.generation import Sampler, stop_token_ids
 from jaxrl_post.models.attention import check_platform
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.sharding import RULES, batch_shards, make_mesh
+from jaxrl_post.tasks.lookup import is_own
 from jaxrl_post.training.config import Config, SamplingConfig, TrainingConfig
+from jaxrl_post.training.own_model import open_own_model
 
 
 def open_mesh(
@@ -104,6 +106,8 @@ def open_model(
     """
     section, lora = config.model, config.model.lora
     check_platform(section.attention)
+    if is_own(section.path):
+        return open_own_model(config, mesh)
     dtype, int8, adapter = section.param_dtype, False, None
     if lora is not None:
         base = lora.base_dtype or section.compute_dtype

@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
@@ -28,11 +27,12 @@ from jaxrl_post.training import faults
 from jaxrl_post.training.assembly import cut_batch, make_batch
 from jaxrl_post.training.completions import completion_rows, completions_file
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.flops import Utilisation
 from jaxrl_post.training.judging import tell
 from jaxrl_post.training.loss import Metrics
 from jaxrl_post.training.memory import peak_memory
 from jaxrl_post.training.metrics import replace_text
-from jaxrl_post.training.optimizer import make_optimizer, make_schedule
+from jaxrl_post.training.optimizer import make_schedule, takes
 from jaxrl_post.training.replay import Replay
 from jaxrl_post.training.rollout import Collected, Collector, Moment
 from jaxrl_post.training.setup import micro_batch_bound, open_sampler, slots_bound
@@ -138,12 +138,13 @@ class Trainer:
                 demonstrations=self.store,
                 mesh=self.mesh,
             )
+        self.optimizer = stage.optimizer
         if not recipe.learns:
-            self.optimizer = optax.with_extra_args_support(optax.identity())
             return
         updates = training.steps * training.updates_per_step
-        self.schedule = make_schedule(config.optimizer, updates)
-        self.optimizer = make_optimizer(config.optimizer, updates, recipe.information)
+        self.schedule = None
+        if takes(config.optimizer, "learning_rate"):
+            self.schedule = make_schedule(config.optimizer, updates)
         options: dict[str, Any] = {
             "mesh": self.mesh,
             "micro_batch_tokens": micro_batch_bound(training, mesh),
@@ -159,6 +160,7 @@ class Trainer:
             **options,
         )
         self.score = make_score_step(self.policy, **options)
+        self.utilisation = Utilisation(config, policy, recipe, mesh)
         self.token_scores = None
         if training.teacher_tokens and recipe.reprompt and "teacher" in recipe.needs:
             del options["micro_batch_tokens"]  # it scores a handful
@@ -223,7 +225,9 @@ class Trainer:
             context_limit=self.config.task.max_prompt_length,
             teacher=teacher,
         )
-        rate = self.schedule(self._counts.update)
+        rate = {}
+        if self.schedule is not None:
+            rate["learning_rate"] = self.schedule(self._counts.update)
         shown: Mapping[int, Mapping[str, Any]] = {}
         if self.token_scores and self._is_shown(step):
             shown = self.token_scores(state, batch, groups.rewards)
@@ -260,16 +264,18 @@ class Trainer:
         state = self._count(work.state, step, collected.cursor).replace(gate=gate)
         done = self._counts.update + len(updates)
         self._counts = _Counts(collected.cursor, done, int(skipped))
-        update_time = time.perf_counter() - work.begun
+        now = time.perf_counter()
+        update_time, step_time = now - work.begun, now - start
         row = {
             **row,
-            "learning_rate": float(rate),
+            **{name: float(value) for name, value in rate.items()},
             **{name: np.mean([u[name] for u in updates]) for name in updates[0]},
             "time/update": update_time,
-            "time/step": time.perf_counter() - start,
+            "time/step": step_time,
             "throughput/trained_tokens_per_second": float(
                 batch.token_mask.sum() / update_time
             ),
+            **self.utilisation(state, batch, update_time, step_time),
             **peak_memory(),
         }
         return state, row
