@@ -65,7 +65,7 @@ def like_adamw(learning_rate, max_grad_norm=1.0):
     )
 
 
-def own_schedule(updates, peak=1e-2):
+def own_schedule(updates, peak: float = 1e-2):
     """A chain that leaves the section's learning rate alone."""
     return optax.sgd(optax.linear_schedule(peak, 0.0, updates))
 

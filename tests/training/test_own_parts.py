@@ -114,7 +114,7 @@ OPTIMIZERS = [
     ({"name": "own_parts:own_schedule", "learning_rate": 0.1},
      "has no argument learning_rate; leave it out"),
     ({"name": "own_parts:own_schedule", "learning_rate": 1e-6, "peak": "high"},
-     "own_schedule'?: TypeError"),
+     "optimizer.peak='high': expected float"),
 ]  # fmt: skip
 
 
