@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_post.errors import InputError, shown
+from jaxrl_post.models.checkpoints import quiet_import
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.models.weights_out import new_folder, write_json
 from jaxrl_post.sharding import param_shardings
@@ -48,9 +49,10 @@ def open_own_model(
         "remat": section.remat,
         "seed": config.run.seed,
     }
-    made = call_own(
-        section.path, section.arguments, offered, section="model", key="path"
-    )
+    with quiet_import():  # the tokenizer's
+        made = call_own(
+            section.path, section.arguments, offered, section="model", key="path"
+        )
     start = f"model.path={section.path!r} returned"
     if not isinstance(made, tuple) or len(made) != 3:
         raise InputError(
