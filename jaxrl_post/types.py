@@ -94,6 +94,27 @@ class Verdict:
             )
 
 
+class Completion(str):
+    """A completion's text that knows its tokens, for judges that read these too.
+
+    Attributes:
+      ids: token ids as sampled, the end token included.
+
+    >>> Completion("four", [7, 2]), Completion("four", [7, 2]).ids
+    ('four', [7, 2])
+    """
+
+    ids: Sequence[int]
+
+    def __new__(cls, text: str, ids: Sequence[int]) -> Completion:
+        self = super().__new__(cls, text)
+        self.ids = ids
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return str(self), self.ids
+
+
 Judge = Callable[[Prompts, Sequence[str]], list[Verdict]]
 """``judge(prompts, completions)``: one verdict per completion, in order; prompt ``i``
 belongs to completion ``i``. Must be picklable: it runs in the judge pool."""

@@ -57,3 +57,12 @@ def test_the_citation_names_the_version():
 
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == __version__ and cited["license"] == "Apache-2.0"
+
+
+def test_metrics_in_the_table_are_written():
+    page = (ROOT / "docs" / "report.md").read_text()
+    table = page.partition("## The metrics")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.+?) \|", table, flags=re.M)
+    names = [name for cell in cells for name in re.findall("`([a-z_/]+)`", cell)]
+    source = "".join(p.read_text() for p in (ROOT / "jaxrl_post").rglob("*.py"))
+    assert len(names) > 40 and [n for n in names if f'"{n}"' not in source] == []

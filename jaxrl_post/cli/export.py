@@ -40,12 +40,19 @@ def run(arguments: argparse.Namespace) -> int:
         )
     from jaxrl_post import models, report
     from jaxrl_post.models.weights_out import refuse_folder
+    from jaxrl_post.tasks.lookup import is_own
     from jaxrl_post.training.checkpoints import Checkpoints, load_policy
 
     marker = "adapter_config.json" if arguments.adapter else "config.json"
     refuse_folder(out, arguments.overwrite, marker)
     of_run = report.read_run(run_dir)
     base = of_run.setting("model.path")
+    if is_own(base):
+        raise InputError(
+            f"{run_dir}: model.path={base!r} is a model of your own, which "
+            "transformers cannot open; its parameters are "
+            f"{run_dir}/model/params.safetensors."
+        )
     if arguments.adapter and of_run.setting("model.lora") is None:
         raise InputError(
             f"{run_dir}: trained the model's own weights (model.lora is null), there "

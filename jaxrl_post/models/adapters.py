@@ -195,6 +195,49 @@ def quantised_axes(axes: Mapping[str, Any], rules: Iterable[TensorRule]) -> Any:
     return axes
 
 
+def quantised_shapes(params: Any, rules: Iterable[TensorRule]) -> Any:
+    """Shapes of parameters, their kernels as `quantise_placed` leaves them."""
+    for rule in filter(is_quantised, rules):
+        inputs, kernel = len(rule.inputs), _at(params, rule.path)
+        values, scale = jax.eval_shape(lambda x, n=inputs: quantise(x, n), kernel)
+        both = {"kernel": values, "kernel_scale": scale}
+        params = _with(params, rule.path[:-1], both)
+    return params
+
+
+def adapter_shapes(
+    policy: Policy, adapter: Lora, targets: Iterable[TensorRule]
+) -> tuple[Policy, Any]:
+    """The policy of an adapted model, and its adapter's leaves as shapes.
+
+    Args: as in `add_adapter`.
+    """
+    layers = policy.config.num_layers
+    shapes: Any = {}
+    axes: Any = policy.logical_axes
+    for rule in targets:
+        stacked, kernel = rule.stacked(layers), _at(axes, rule.path)
+        first = len(stacked) + len(rule.inputs)
+        lead, inputs = kernel[: len(stacked)], kernel[len(stacked) : first]
+        names = {
+            "lora_a": (*lead, *inputs, "rank"),
+            "lora_b": (*lead, "rank", *kernel[first:]),
+            "lora_scale": lead,
+        }
+        sizes = {
+            "lora_a": (*stacked, *rule.inputs, adapter.rank),
+            "lora_b": (*stacked, adapter.rank, *rule.outputs),
+            "lora_scale": stacked,
+        }
+        leaves = {
+            k: jax.ShapeDtypeStruct(v, adapter.dtype if k in _TRAINED else jnp.float32)
+            for k, v in sizes.items()
+        }
+        axes = _with(axes, rule.path[:-1], names)
+        shapes = _with(shapes, rule.path[:-1], leaves)
+    return replace(policy, logical_axes=axes), shapes
+
+
 def add_adapter(
     policy: Policy,
     params: chex.ArrayTree,
@@ -212,31 +255,9 @@ def add_adapter(
       targets: the kernels to adapt, of `Lora.select`.
       mesh, rules: where the parameters lie, as in `models.load`.
     """
-    layers = policy.config.num_layers
-    shapes: Any = {}
-    bounds: dict[tuple[str, ...], float] = {}
-    axes: Any = policy.logical_axes
-    for rule in targets:
-        stacked, kernel = rule.stacked(layers), _at(axes, rule.path)
-        first = len(stacked) + len(rule.inputs)
-        lead, inputs = kernel[: len(stacked)], kernel[len(stacked) : first]
-        names = {
-            "lora_a": (*lead, *inputs, "rank"),
-            "lora_b": (*lead, "rank", *kernel[first:]),
-            "lora_scale": lead,
-        }
-        sizes = {
-            "lora_a": (*stacked, *rule.inputs, adapter.rank),
-            "lora_b": (*stacked, adapter.rank, *rule.outputs),
-            "lora_scale": stacked,
-        }
-        bounds[rule.path[:-1]] = 1 / math.sqrt(math.prod(rule.inputs))
-        leaves = {
-            k: jax.ShapeDtypeStruct(v, adapter.dtype if k in _TRAINED else jnp.float32)
-            for k, v in sizes.items()
-        }
-        axes = _with(axes, rule.path[:-1], names)
-        shapes = _with(shapes, rule.path[:-1], leaves)
+    targets = list(targets)
+    policy, shapes = adapter_shapes(policy, adapter, targets)
+    bounds = {rule.path[:-1]: 1 / math.sqrt(math.prod(rule.inputs)) for rule in targets}
 
     def init(key):
         def leaf(path, shape):
@@ -258,11 +279,12 @@ def add_adapter(
     shardings = None
     if mesh is not None:
         own_axes = jax.tree_util.tree_map_with_path(
-            lambda path, _: _at(axes, [part.key for part in path]), shapes
+            lambda path, _: _at(policy.logical_axes, [part.key for part in path]),
+            shapes,
         )
         shardings = param_shardings(shapes, own_axes, mesh, rules)
     drawn = jax.jit(init, out_shardings=shardings)(jax.random.key(adapter.seed))
-    return replace(policy, logical_axes=axes), _merge(params, drawn)
+    return policy, merge_adapter(params, drawn)
 
 
 def split_adapter(params: chex.ArrayTree) -> tuple[chex.ArrayTree, chex.ArrayTree]:
@@ -328,10 +350,14 @@ def _with(tree: Mapping[str, Any], path: tuple[str, ...], leaves: Any) -> Any:
     return {**tree, path[0]: _with(tree.get(path[0], {}), path[1:], leaves)}
 
 
-def _merge(tree: Any, more: Any) -> Any:
-    if not isinstance(more, Mapping):
-        return more
-    return {**tree, **{k: _merge(tree.get(k, {}), v) for k, v in more.items()}}
+def merge_adapter(params: Any, adapter: Any) -> Any:
+    """The parameters with an adapter's leaves beside their kernels."""
+    if not isinstance(adapter, Mapping):
+        return adapter
+    return {
+        **params,
+        **{k: merge_adapter(params.get(k, {}), v) for k, v in adapter.items()},
+    }
 
 
 def _filter(tree: Any, wanted: Any) -> Any:

@@ -3,8 +3,9 @@
 Nothing is run and no weights are read: programs are compiled from shapes.
 """
 
-from jaxrl_post.preflight.hardware import CHIPS, open_topology, prepare_process
+from jaxrl_post.preflight.hardware import open_topology, prepare_process
 from jaxrl_post.preflight.verdict import DOES_NOT_FIT, FITS, check
+from jaxrl_post.sharding.chips import CHIPS
 
 __all__ = [
     "CHIPS",

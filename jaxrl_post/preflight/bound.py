@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxrl_post.preflight.hardware import Chip
 from jaxrl_post.preflight.programs import Program
+from jaxrl_post.sharding.chips import Chip
 
 
 def lower_bound(

@@ -1,4 +1,4 @@
-"""Floating-point operations: those of a traced program, and those of the model."""
+"""Floating-point operations of a traced program."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import chex
-import jax
 import numpy as np
-
-from jaxrl_post.models.config import DecoderConfig
-from jaxrl_post.recipes.batch import Batch
-from jaxrl_post.recipes.recipe import Recipe
+from jax.extend.core import Literal
 
 _KNOWN_UP_TO = 2**16
 """Elements up to which an array's values are followed, for trip counts and masks."""
@@ -56,7 +51,7 @@ class _Counter:
         env.update(zip(jaxpr.invars, arguments, strict=True))
 
         def read(x):
-            return x.val if isinstance(x, jax.extend.core.Literal) else env.get(x)
+            return x.val if isinstance(x, Literal) else env.get(x)
 
         total = 0.0
         for eqn in jaxpr.eqns:
@@ -253,76 +248,10 @@ def _trips(condition, consts, carry) -> int | None:
         return None
     env = dict(zip(condition.invars, [*consts, *carry], strict=True))
     values = [
-        x.val if isinstance(x, jax.extend.core.Literal) else env.get(x)
+        x.val if isinstance(x, Literal) else env.get(x)
         for x in condition.eqns[0].invars
     ]
     first, end = values
     if first is None or end is None:
         return None
     return max(0, int(end) - int(first))
-
-
-class ModelFlops:
-    """What the model itself needs, by the rule of 2 N per token forward, 6 N with the
-    backward pass.
-
-    N: the layers' matrices, without the embedding, of experts the share that a token
-    is routed to; the head's where log-probs are asked for. Attention: what a causal
-    mask leaves, and windows.
-    """
-
-    def __init__(self, sizes: DecoderConfig, params: chex.ArrayTree) -> None:
-        self._sizes = sizes
-        shares = {"kernel": 1.0, "router": 1.0}
-        of_experts = sizes.experts_per_token / (sizes.num_experts or 1)
-
-        def count(path, x):
-            names = [part.key for part in path]
-            routed = sizes.num_experts and names[0] == "mlp" and names[-1] == "kernel"
-            share = of_experts if routed else shares.get(names[-1], 0.0)
-            return share * math.prod(x.shape)
-
-        leaves = jax.tree_util.tree_leaves_with_path(params["layers"])
-        self.layers = sum(count(*leaf) for leaf in leaves)
-        self.head = sizes.rows * sizes.hidden_size
-
-    def forward(self, rows: int, time: int, before: int = 0) -> float:
-        """Rows of so many tokens behind `before` others, without the head."""
-        sizes = self._sizes
-        local = len(sizes.local_layers)
-        pairs = (sizes.num_layers - local) * _pairs(time, before, before + time)
-        pairs += local * _pairs(time, before, sizes.window or 0)
-        attention = 4.0 * sizes.num_heads * sizes.head_dim * rows * pairs
-        return 2.0 * self.layers * rows * time + attention
-
-    def view(self, contexts: tuple[int, ...], responses: tuple[int, ...]) -> float:
-        """Contexts once each, the responses behind them, and the head at these."""
-        (count, width), (rows, time) = contexts, responses
-        head = 2.0 * self.head * rows * time
-        return self.forward(count, width) + self.forward(rows, time, width) + head
-
-    def update(self, recipe: Recipe, batch: Batch) -> float:
-        """Of one optimizer update."""
-        shape = batch.responses.shape
-        total = 3 * self.view(batch.contexts.shape, shape)
-        if "reference" in recipe.needs:
-            total += self.view(batch.contexts.shape, shape)
-        if "teacher" in recipe.needs and batch.teacher_contexts is not None:
-            # A trust region's teacher is two models.
-            models = 2 if recipe.teacher.kind == "trust_region" else 1
-            total += models * self.view(batch.teacher_contexts.shape, shape)
-        return total
-
-    def score(self, batch: Batch) -> float:
-        """Of the log-probs of a batch."""
-        return self.view(batch.contexts.shape, batch.responses.shape)
-
-    def decode(self, rows: int, before: int) -> float:
-        """Of one more token for each of so many sequences."""
-        return self.forward(rows, 1, before) + 2.0 * self.head * rows
-
-
-def _pairs(time: int, before: int, window: int) -> float:
-    """Pairs of tokens that see each other: ``sum_t min(before + t, window)``."""
-    growing = min(max(window - before, 0), time)
-    return growing * before + growing * (growing + 1) / 2 + (time - growing) * window

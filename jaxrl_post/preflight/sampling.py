@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxrl_post.generation import Sampler
 from jaxrl_post.generation.plan import capacity_for
 from jaxrl_post.generation.slots import Queue
-from jaxrl_post.preflight.flops import ModelFlops
 from jaxrl_post.preflight.programs import Program, compile_program
 from jaxrl_post.preflight.shapes import Shapes, bytes_per_chip
+from jaxrl_post.training.flops import ModelFlops
 from jaxrl_post.training.setup import slots_bound
 from jaxrl_post.training.state import merge_params
 

@@ -18,18 +18,28 @@ from jax.sharding import PartitionSpec as P
 from jaxrl_post import recipes
 from jaxrl_post.errors import InputError, nearest
 from jaxrl_post.models import checkpoints, families
+from jaxrl_post.models.adapters import (
+    adapter_shapes,
+    merge_adapter,
+    quantised_axes,
+    quantised_shapes,
+    split_adapter,
+)
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.models.stack import decoder
+from jaxrl_post.models.tensors import tensor_rules
 from jaxrl_post.models.weights_in import fit_vocabulary
 from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Demonstrations, Groups
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.sharding import batch_sharding, batch_shards, param_shardings
+from jaxrl_post.tasks.lookup import is_own
 from jaxrl_post.training.assembly import make_batch
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.offload import offload
 from jaxrl_post.training.optimizer import make_optimizer
+from jaxrl_post.training.setup import base_of
 from jaxrl_post.training.state import TrainState, init_state
 from jaxrl_post.training.teacher_contexts import TeacherContexts
 from jaxrl_post.types import Prompts, Verdict
@@ -78,6 +88,11 @@ def find_model(path: str) -> tuple[DecoderConfig, str]:
     >>> config.num_layers, config.head_dim
     (36, 128)
     """
+    if is_own(path):
+        raise InputError(
+            f"model.path={path!r}: preflight knows the sizes of the package's families "
+            "alone, not those of a model of one's own."
+        )
     if path in checkpoints.EMBEDDED or Path(path).expanduser().exists():
         return _config_of(path), path
     from huggingface_hub import try_to_load_from_cache
@@ -117,13 +132,28 @@ def open_policy(config: Config, sizes: DecoderConfig) -> Policy:
 
 def params_of(
     policy: Policy, config: Config, mesh: jax.sharding.Mesh
-) -> chex.ArrayTree:
-    """The parameters' shapes, laid out on the mesh as `models.load` does."""
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    dtype = jnp.dtype(config.model.param_dtype)
-    shardings = param_shardings(shapes, policy.logical_axes, mesh, config.mesh.rules)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, shardings
+) -> tuple[Policy, chex.ArrayTree]:
+    """The parameters' shapes, laid out on the mesh as `models.load` does, an adapter
+    among them where the config has one; and the policy of these."""
+    base = base_of(config)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(base.dtype)),
+        jax.eval_shape(policy.init, jax.random.key(0)),
+    )
+    rules = list(tensor_rules(policy.config))
+    if base.int8:
+        shapes = quantised_shapes(shapes, rules)
+        axes = quantised_axes(policy.logical_axes, rules)
+        policy = replace(policy, logical_axes=axes)
+    if base.adapter is not None:
+        chosen = base.adapter.select(rules)
+        policy, own = adapter_shapes(policy, base.adapter, chosen)
+        shapes = merge_adapter(shapes, own)
+    laid_out = param_shardings(shapes, policy.logical_axes, mesh, config.mesh.rules)
+    return policy, jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        laid_out,
     )
 
 
@@ -142,15 +172,17 @@ def state_of(
     training = config.training
     window = None if training.spike_deviations is None else training.spike_window
     state = jax.eval_shape(
-        lambda params: init_state(
-            params,
+        lambda trainable, frozen: init_state(
+            trainable,
             optimizer,
             recipe,
             jax.random.key(0),
+            frozen=frozen,
+            reference={} if frozen else None,
             spike_window=window,
             off_policy=training.steps_off_policy > 0,
         ),
-        params,
+        *split_adapter(params),
     )
     layouts = {
         jax.tree_util.keystr(path): (x.shape, x.sharding)
@@ -297,7 +329,7 @@ class Shapes:
         policy = open_policy(config, sizes)
         updates = training.steps * training.updates_per_step
         optimizer = make_optimizer(config.optimizer, updates, recipe.information)
-        params = params_of(policy, config, mesh)
+        policy, params = params_of(policy, config, mesh)
         state = state_of(params, optimizer, recipe, config, mesh)
         batch = batch_of(config, recipe, mesh)
         return cls(config, sizes, policy, recipe, mesh, optimizer, state, batch)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from jaxrl_post.preflight.flops import ModelFlops
 from jaxrl_post.preflight.programs import Program, compile_program
 from jaxrl_post.preflight.shapes import Shapes, bytes_per_chip
+from jaxrl_post.training.flops import Lengths, ModelFlops
 from jaxrl_post.training.setup import micro_batch_bound
 from jaxrl_post.training.state import merge_params
 from jaxrl_post.training.update import make_score_step, make_update_step
@@ -40,7 +40,11 @@ def compile_training(shapes: Shapes) -> Iterator[Program]:
         router_aux_loss_coef=config.model.router_aux_loss_coef,
         **options,
     )
-    model = ModelFlops(shapes.sizes, state.trainable)
+    model = ModelFlops(shapes.sizes, state.trainable, state.frozen)
+    seen = Lengths.full(batch.contexts.shape, batch.responses.shape)
+    of_teacher = None
+    if batch.teacher_contexts is not None:
+        of_teacher = Lengths.full(batch.teacher_contexts.shape, batch.responses.shape)
     times = training.updates_per_step
     program, _ = compile_program(
         "update",
@@ -49,7 +53,7 @@ def compile_training(shapes: Shapes) -> Iterator[Program]:
         batch,
         shapes=shapes,
         resident=0,
-        model=model.update(shapes.recipe, batch),
+        model=model.update(shapes.recipe, seen, of_teacher),
         times=times,
     )
     yield program
@@ -64,7 +68,7 @@ def compile_training(shapes: Shapes) -> Iterator[Program]:
         batch,
         shapes=shapes,
         resident=bytes_per_chip(state) - bytes_per_chip(params),
-        model=model.score(batch),
+        model=model.view(seen),
         times=times,
     )
     yield program

@@ -214,8 +214,10 @@ def ratio_metrics(
     """How far the policy has moved from the batch, and the sampler from the policy.
 
     ``sampler/ratio`` is the mean of the importance weights before they are truncated, 1
-    in expectation; ``sampler/ratio_squared`` that of their squares, the less the more
-    samples the batch is worth; ``sampler/truncated`` the share of those above the cap.
+    in expectation; ``sampler/ratio_squared`` that of their squares, of which the update
+    makes the effective sample size ``sampler/ess``; ``sampler/truncated`` the share of
+    those above the cap. ``policy/ratio`` and its square are the same of the policy
+    against that before the first update on the batch.
 
     Args:
       scores, batch: as for every term.
@@ -224,6 +226,9 @@ def ratio_metrics(
     """
     old = old_logps(scores, batch)
     metrics = {"policy/kl_to_old": losses.reference_kl(scores["logps"], old)}
+    if batch.old_logps is not None:
+        ratio = jnp.exp(jnp.clip(scores["logps"] - old, -_FURTHEST, _FURTHEST))
+        metrics |= {"policy/ratio": ratio, "policy/ratio_squared": jnp.square(ratio)}
     if batch.sampler_logps is not None:
         metrics["sampler/logp_gap"] = jnp.abs(old - batch.sampler_logps)
     if correction is not None:
@@ -234,6 +239,9 @@ def ratio_metrics(
         metrics["sampler/truncated"] = (correction(*seen) < ratio).astype(ratio.dtype)
     return metrics
 
+
+_FURTHEST = 20.0
+"""Log-ratio past which weights only overflow, as in `losses`."""
 
 _NO_THRESHOLD = 1e9
 """Above all weights, whose logarithms are at most 20."""

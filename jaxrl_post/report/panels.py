@@ -150,6 +150,16 @@ SECTIONS: tuple[Section, ...] = (
                 ("sampler/ratio", "sampler/ratio_squared", "sampler/truncated"),
                 ("mean ratio", "mean of squares", "share truncated"),
             ),
+            Panel(
+                "Importance behind earlier updates on the batch",
+                ("policy/ratio", "policy/ratio_squared"),
+                ("mean ratio", "mean of squares"),
+            ),
+            Panel(
+                "Effective sample size, share",
+                ("sampler/ess", "policy/ess"),
+                ("of the samples", "behind earlier updates"),
+            ),
         ),
     ),
     Section(
@@ -213,6 +223,11 @@ SECTIONS: tuple[Section, ...] = (
         "Speed",
         (
             Panel("Tokens per second", ("throughput/*_per_second",)),
+            Panel(
+                "Model FLOP utilisation",
+                ("throughput/mfu", "throughput/update_mfu"),
+                ("step", "update"),
+            ),
             Panel("Most memory of a device, GiB", ("throughput/peak_memory_gib",)),
         ),
     ),

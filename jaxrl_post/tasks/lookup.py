@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxrl_post.errors import InputError, nearest, shown
+from jaxrl_post.errors import InputError, nearest, one_line, shown
 
 
 def check_types(
@@ -65,6 +67,69 @@ def _in_words(hint: Any) -> str:
     if typing.get_origin(hint) is Sequence:
         return f"a list of {_in_words(parts[0])}"
     return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
+
+
+def is_own(name: object) -> bool:
+    """Whether a config's name is that of a user's function, ``module:function``.
+
+    >>> is_own("my.module:make"), is_own("adamw"), is_own("./odd:folder")
+    (True, False, False)
+    """
+    return isinstance(name, str) and bool(re.fullmatch(r"\w[\w.]*:\w+", name))
+
+
+def call_own(
+    path: str,
+    given: Mapping[str, Any],
+    offered: Mapping[str, Any],
+    *,
+    section: str,
+    key: str = "name",
+) -> Any:
+    """What a user's function returns to a config.
+
+    Args:
+      path: ``module:function``.
+      given: arguments that the config has for it.
+      offered: further ones, which it gets where it names them.
+      section: of the config, for messages.
+      key: in that section, of the path.
+
+    Raises:
+      InputError: there is no such function, it has no such argument or lacks one, or it
+        refuses one with a TypeError or a ValueError.
+
+    >>> call_own("math:hypot", {}, {}, section="optimizer")
+    0.0
+    """
+    try:
+        function = resolve(path)
+    except InputError as error:
+        raise InputError(f"{section}.{key}: {error}") from error
+    try:
+        known = inspect.signature(function).parameters
+    except ValueError:  # of a builtin
+        return function(**given)
+    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for name in given:
+        if name not in known and not free:
+            raise InputError(
+                f"{section}.{name}: {path!r} has no such argument; "
+                f"{nearest(name, known)}"
+            )
+    check_types(function, given, section)
+    arguments = {**{k: v for k, v in offered.items() if k in known}, **given}
+    for name, parameter in known.items():
+        named = parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if named and parameter.default is parameter.empty and name not in arguments:
+            raise InputError(f"{section}.{name}: missing; {path!r} needs it.")
+    try:
+        return function(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{section}.{key}={path!r}: {one_line(error)}") from error
 
 
 def resolve(path: str) -> Callable[..., Any]:

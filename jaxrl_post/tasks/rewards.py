@@ -6,15 +6,38 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxrl_post.errors import InputError, nearest, shown
 from jaxrl_post.tasks.lookup import resolve
-from jaxrl_post.types import Message, Prompts, Verdict
+from jaxrl_post.types import Completion, Message, Prompts, Verdict
 
 RewardFunction = Callable[..., Any]
 """``f(prompts, completions, **columns) -> list[float | None]``, or an async one."""
+
+
+class _NoSuchState(InputError, AttributeError):
+    pass
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """How far training is: what reward functions find in TRL's ``trainer_state``.
+
+    Attributes:
+      global_step: steps (rollout batches) that are done.
+      max_steps: those of the run, up to the end of the stage.
+    """
+
+    global_step: int
+    max_steps: int
+
+    def __getattr__(self, name: str) -> Any:
+        # Of the many that transformers' has, which a function may not miss in silence.
+        raise _NoSuchState(
+            f"trainer_state.{name}: here it has global_step and max_steps alone."
+        )
 
 
 def from_reward_function(
@@ -29,7 +52,8 @@ def from_reward_function(
     Args:
       functions: functions, or their names ``module:function``. They are called by
         keyword with ``prompts``, ``completions`` and every column of the rows as a list
-        of the same length (None where a row lacks the column); what a function without
+        of the same length (None where a row lacks the column), in training with
+        ``completion_ids`` and ``trainer_state`` too; what a function without
         ``**kwargs`` doesn't name is left out. To run in the judge pool they must be
         importable: no lambdas and closures.
       weights: one per function, 1 each by default.
@@ -60,7 +84,9 @@ class RewardFunctionJudge:
 
     Functions may also take TRL's ``log_extra(column, values)`` and ``log_metric(name,
     value)``: the first is kept with the completions, the second logged as
-    ``reward/<name>``. Async functions wait at the same time.
+    ``reward/<name>``. ``completion_ids``, a list of token ids for each completion, are
+    there where all of these are a `types.Completion`; ``trainer_state`` where the judge
+    was told it. Async functions wait at the same time.
 
     A function's None takes no part in the sum, and where all return None so does the
     judge (TRL makes 0 of it). A NaN is an error. ``extra`` holds each function's own
@@ -80,6 +106,18 @@ class RewardFunctionJudge:
     weights: tuple[float, ...]
     success_threshold: float
     conversational: bool
+    trainer_state: TrainerState | None = None
+
+    def takes(self, argument: str) -> bool:
+        """Whether one of the functions takes an argument, by name or by ``**``."""
+        parameters = [
+            p for f in self.functions for p in inspect.signature(f).parameters.values()
+        ]
+        return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def at(self, state: TrainerState) -> RewardFunctionJudge:
+        """The same judge at another time, where a function wants to know."""
+        return replace(self, trainer_state=state) if self.takes(_STATE) else self
 
     @property
     def name(self) -> str:
@@ -92,7 +130,7 @@ class RewardFunctionJudge:
         Raises:
           InputError: a function wants a column that there is not.
         """
-        given = {*self._arguments(prompts, []), *_LOGGING}
+        given = {*self._arguments(prompts, []), *_LOGGING, _IDS, _STATE}
         for function in self.functions:
             for p in inspect.signature(function).parameters.values():
                 needed = p.default is p.empty and p.kind is not p.VAR_KEYWORD
@@ -114,7 +152,7 @@ class RewardFunctionJudge:
         """
         wrong = None
         try:
-            self(prompts.take([0, 0]), ["", "0"])
+            self(prompts.take([0, 0]), [Completion("", []), Completion("0", [0])])
         except InputError as error:
             wrong = str(error)
         except Exception:
@@ -174,10 +212,16 @@ class RewardFunctionJudge:
         else:
             arguments["prompts"] = [_text(turns) for turns in prompts.messages]
             arguments["completions"] = list(completions)
+        ids = [text.ids for text in completions if isinstance(text, Completion)]
+        if len(ids) == len(completions):
+            arguments[_IDS] = ids
+        if self.trainer_state is not None:
+            arguments[_STATE] = self.trainer_state
         return arguments
 
 
 _LOGGING = ("log_extra", "log_metric")
+_IDS, _STATE = "completion_ids", "trainer_state"
 
 
 def _call_all(

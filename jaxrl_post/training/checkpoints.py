@@ -316,6 +316,19 @@ class Checkpoints:
             self._scores[step] = float(value)
 
 
+def newest_step(run_dir: str | Path) -> int:
+    """The step of a run's newest checkpoint.
+
+    Raises:
+      InputError: there is no checkpoint.
+    """
+    folder = Path(run_dir) / FOLDER
+    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    if not steps:
+        raise InputError(f"{run_dir}: there is no checkpoint yet.")
+    return max(steps)
+
+
 def load_policy(
     run_dir: str | Path, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Any, Any, Any]:
@@ -332,8 +345,7 @@ def load_policy(
     from jaxrl_post.training.setup import open_model
 
     config = load_config(Path(run_dir) / "config.yaml")
-    if not (Path(run_dir) / FOLDER).is_dir():
-        raise InputError(f"{run_dir}: there is no checkpoint yet.")
+    newest_step(run_dir)  # raises
     checkpoints = Checkpoints(run_dir, read_only=True)
     try:
         saved = checkpoints.arrays()

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from jaxrl_post import tasks
 from jaxrl_post.errors import nearest, shown
+from jaxrl_post.tasks.lookup import is_own
 
 if TYPE_CHECKING:
     from jaxrl_post.training.config import Config
+
+
+OPTIMIZERS = ("adamw", "sgd")
+"""Names that `optimizer.name` may have, besides those of a user's functions."""
 
 
 def problems_of(config: Config) -> list[str]:
@@ -41,6 +46,17 @@ def problems_of(config: Config) -> list[str]:
         problems.append(
             "model.attention='cudnn': computes in bfloat16; set model.compute_dtype="
             "bfloat16, or model.attention=auto"
+        )
+    optimizer, built_in = config.optimizer.name, " or ".join(map(repr, OPTIMIZERS))
+    if optimizer not in OPTIMIZERS and not is_own(optimizer):
+        problems.append(
+            f"optimizer.name={optimizer!r}: expected {built_in} or 'module:function'; "
+            + nearest(optimizer, OPTIMIZERS)
+        )
+    if config.model.lora is not None and is_own(config.model.path):
+        problems.append(
+            f"model.lora: an adapter needs a model of the package's families, which "
+            f"model.path={config.model.path!r} is not; leave out model.lora"
         )
     longest = config.task.max_prompt_length + sampling.max_new_tokens
     problems += [

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from jaxrl_post.errors import ConfigError, nearest, one_line, shown
+from jaxrl_post.tasks.lookup import is_own
 
 T = TypeVar("T")
 
@@ -29,22 +30,36 @@ def number(
     at_least: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    built_in: bool = False,
 ) -> Any:
     """A dataclass field that holds a finite number within bounds (or None, if typed
-    so)."""
+    so).
+
+    Args:
+      built_in: what the section names has it where that is the package's; a function
+        of the user's has arguments of its own, see `rest`.
+    """
     bounds = {"above": above, "at least": at_least, "at most": at_most, "below": below}
-    metadata = {"bounds": {k: v for k, v in bounds.items() if v is not None}}
+    kept = {k: v for k, v in bounds.items() if v is not None}
+    metadata = {"bounds": kept, "built_in": built_in}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def inherited(**bounds: float) -> Any:
+def inherited(**bounds: Any) -> Any:
     """A dataclass field that is filled in from elsewhere when it is not given."""
     return number(None, **bounds)
 
 
-def rest() -> Any:
-    """A dataclass field that collects the keys of its section that have no field."""
-    return dataclasses.field(default_factory=dict, metadata={"rest": True})
+def rest(own: str | None = None) -> Any:
+    """A dataclass field that collects the keys of its section that have no field.
+
+    Args:
+      own: a field of the section; only where it names a function of the user's
+        (``module:function``) are there such keys. Fields that are `built_in` are then
+        among them.
+    """
+    metadata = {"rest": True, "own": own}
+    return dataclasses.field(default_factory=dict, metadata=metadata)
 
 
 _MOST_VALUES = 100_000
@@ -195,9 +210,9 @@ def build(schema: type[T], tree: Any, source: str) -> T:
 
 def plain(value: Any) -> Any:
     """The data that `build` would make `value` from: dicts, lists and scalars."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tree: dict[str, Any] = {}
-        for field in dataclasses.fields(value):
+        for field in _fields_read(type(value), vars(value)):
             item = plain(getattr(value, field.name))
             tree |= item if field.metadata.get("rest") else {field.name: item}
         return tree
@@ -216,8 +231,10 @@ def _build(
         return None
     hints = typing.get_type_hints(schema)
     values: dict[str, Any] = {}
-    free = {key: value for key, value in tree.items() if key not in hints}
-    for field in dataclasses.fields(schema):
+    fields = _fields_read(schema, tree)
+    named = {field.name for field in fields if not field.metadata.get("rest")}
+    free = {key: value for key, value in tree.items() if key not in named}
+    for field in fields:
         here = f"{path}.{field.name}" if path else field.name
         if field.metadata.get("rest"):
             values[field.name], free = free, {}
@@ -234,6 +251,16 @@ def _build(
         problems.append(f"{here}={shown(value)}: no such key; {hint}")
     complete = all(f.name in values for f in dataclasses.fields(schema) if _required(f))
     return schema(**values) if complete else None
+
+
+def _fields_read(schema: Any, tree: Mapping[str, Any]) -> list[dataclasses.Field[Any]]:
+    """The fields of a section, by whether it names a function of the user's."""
+    fields = list(dataclasses.fields(schema))
+    owner = next((n for f in fields if (n := f.metadata.get("own"))), None)
+    if owner is None:
+        return fields
+    kind = "built_in" if is_own(tree.get(owner)) else "rest"
+    return [field for field in fields if not field.metadata.get(kind)]
 
 
 def _convert(

@@ -13,7 +13,7 @@ from jaxrl_post.isolation import JudgePool
 from jaxrl_post.recipes.groups import Demonstrations
 from jaxrl_post.sharding import processes
 from jaxrl_post.tasks import Task
-from jaxrl_post.training.judging import judge_rows
+from jaxrl_post.training.judging import judge_rows, with_tokens
 from jaxrl_post.types import Verdict
 
 _OPENING = "<think>\n"
@@ -80,7 +80,9 @@ class DemonstrationStore:
             for i, ids in zip(found, encoded, strict=True)
         }
         fits = [i for i in found if len(self._tokens[i]) <= max_new_tokens]
-        asked, answers = prompts.take(fits), [self._texts[i] or "" for i in fits]
+        asked, tokens = prompts.take(fits), (self._tokens[i].tolist() for i in fits)
+        texts = [self._texts[i] or "" for i in fits]
+        answers = with_tokens(task.judge, texts, tokens)
         verdicts = processes.in_shares(
             len(fits),
             lambda rows: judge_rows(pool, task.judge, asked, answers[rows], rows),

@@ -16,8 +16,10 @@ from jaxrl_post.generation import EncodedPrompts, Sampler, encode_prompts
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.tasks import Task
+from jaxrl_post.tasks.rewards import TrainerState
 from jaxrl_post.training.config import Config, EvaluationConfig
-from jaxrl_post.training.judging import read_and_judge
+from jaxrl_post.training.judging import read_and_judge, rehearse, tell
+from jaxrl_post.training.own_model import check_model_name
 from jaxrl_post.training.setup import (
     open_mesh,
     open_model,
@@ -110,10 +112,19 @@ class Evaluator:
                 sampler=sampler,
             )
 
-    def __call__(self, params: chex.ArrayTree) -> dict[str, float]:
-        """``eval/<block>/...`` for every block."""
+    def __call__(
+        self, params: chex.ArrayTree, now: TrainerState | None = None
+    ) -> dict[str, float]:
+        """``eval/<block>/...`` for every block.
+
+        Args:
+          params: of the policy.
+          now: how far training is, for reward functions that want to know.
+        """
         metrics: dict[str, float] = {}
         for index, (name, block) in enumerate(self._blocks.items()):
+            if now is not None:
+                tell(block.task, now)
             key = jax.random.fold_in(jax.random.key(self._seed), index)
             for metric, value in self._run(block, params, key).items():
                 metrics[f"eval/{name}/{metric}"] = value
@@ -205,15 +216,22 @@ def evaluate_run(config: Config, run_dir: Path | None = None) -> dict[str, float
     Args:
       config: names model and blocks.
       run_dir: a run's folder; None for the model itself.
-    """
-    from jaxrl_post.training.checkpoints import load_policy
 
-    tasks = open_tasks(config)  # first: a wrong name shows before weights load
-    mesh = open_mesh(config, trains=False)
-    if run_dir is None:
-        policy, params, tokenizer = open_model(config, mesh)
-    else:
-        policy, params, tokenizer = load_policy(run_dir, mesh)
+    Raises:
+      InputError: something in the config does not exist or does not fit.
+    """
+    from jaxrl_post.training.checkpoints import load_policy, newest_step
+
+    check_model_name(config)  # first: a wrong name shows before weights load
+    tasks = open_tasks(config)
+    done = 0 if run_dir is None else newest_step(run_dir)
+    now = TrainerState(done, config.total_steps)
     with JudgePool(config.run.judge_workers, timeout=config.task.judge_timeout) as pool:
+        rehearse(pool, {f"evaluation.{n}": task for n, task in tasks.items()}, now)
+        mesh = open_mesh(config, trains=False)
+        if run_dir is None:
+            policy, params, tokenizer = open_model(config, mesh)
+        else:
+            policy, params, tokenizer = load_policy(run_dir, mesh)
         evaluator = Evaluator(config, policy, tokenizer, pool, mesh=mesh, tasks=tasks)
-        return evaluator(params)
+        return evaluator(params, now)

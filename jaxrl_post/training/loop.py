@@ -19,6 +19,8 @@ from jaxrl_post.isolation import JudgePool
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.sharding.processes import fetch, gather, is_main, on_main, together
 from jaxrl_post.tasks import Task, select
+from jaxrl_post.tasks.lookup import is_own
+from jaxrl_post.tasks.rewards import TrainerState
 from jaxrl_post.training import faults, run_folder
 from jaxrl_post.training.checkpoints import Checkpoints
 from jaxrl_post.training.config import Config
@@ -29,6 +31,7 @@ from jaxrl_post.training.interruption import Signals, StepGivenUp, signals
 from jaxrl_post.training.judging import rehearse
 from jaxrl_post.training.metrics import MetricsWriter, replace_text
 from jaxrl_post.training.offload import offload
+from jaxrl_post.training.own_model import check_model_name, save_own_model
 from jaxrl_post.training.progress import Progress
 from jaxrl_post.training.provenance import code_version
 from jaxrl_post.training.setup import open_mesh, open_model, open_task
@@ -113,10 +116,16 @@ class _Run:
     ) -> None:
         self.config, self.stages, self.dir = config, stages, run_dir
         # What costs nothing is opened first: a wrong name shows before weights load.
+        check_model_name(config)
         tasks = [_open_task(stage) for stage in stages]
-        for stage, task in zip(stages, tasks, strict=True):
-            rehearse(pool, task, stage.key("task"))
         measured = open_tasks(config)
+        sections = [stage.key("task") for stage in stages]
+        rehearse(
+            pool,
+            dict(zip(sections, tasks, strict=True))
+            | {f"evaluation.{name}": task for name, task in measured.items()},
+            TrainerState(0, stages[-1].last),
+        )
         meshes = [open_mesh(s.config, trains=s.recipe.learns) for s in stages]
         mesh = meshes[0]
         self.policy, self.params, self.tokenizer = open_model(config, mesh)
@@ -219,16 +228,15 @@ class _Run:
         self.checkpoints.wait()
         params = merge_params(state.trainable, state.frozen)
         params = jax.tree.map(fetch, params)
-        on_main(
-            lambda: models.save(
-                self.policy,
-                params,
-                self.tokenizer,
-                self.dir / run_folder.MODEL,
-                overwrite=True,
-            )
-        )
+        on_main(lambda: self._save_model(params))
         return RunResult(self.dir, state, row)
+
+    def _save_model(self, params: Any) -> None:
+        folder = self.dir / run_folder.MODEL
+        if is_own(self.config.model.path):
+            save_own_model(self.config, params, self.tokenizer, folder)
+        else:
+            models.save(self.policy, params, self.tokenizer, folder, overwrite=True)
 
     def close(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Finishes saving, unless it would wait for a process that cannot."""
@@ -265,7 +273,8 @@ class _Run:
         if not self.config.evaluation:
             return {}
         start = time.perf_counter()
-        metrics = self.evaluator(merge_params(state.trainable, state.frozen))
+        now = TrainerState(int(state.step), self.stages[-1].last)
+        metrics = self.evaluator(merge_params(state.trainable, state.frozen), now)
         return {**metrics, "time/evaluate": time.perf_counter() - start}
 
     def _stop_if_asked(self, noted: Signals, state: TrainState, row: Mapping) -> None:

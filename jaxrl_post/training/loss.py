@@ -105,6 +105,22 @@ def loss_metrics(recipe: Recipe, shares: Metrics, factors: list[Any]) -> Metrics
     return {"loss": loss, **(own if len(own) > 1 else {})}
 
 
+def effective_samples(means: Metrics) -> Metrics:
+    """``.../ess``, for importance weights of which ``.../ratio`` and
+    ``.../ratio_squared`` are means: the effective share of the samples,
+    ``(sum w)^2 / (n sum w^2)``; 1 where there are none.
+
+    Source: Kish, "Survey Sampling" (1965).
+    """
+    found = {}
+    for name, squared in means.items():
+        if name.endswith("/ratio_squared"):
+            stem = name.removesuffix("ratio_squared")
+            share = jnp.square(means[f"{stem}ratio"]) / jnp.maximum(squared, _SMALLEST)
+            found[f"{stem}ess"] = jnp.where(squared > 0, share, 1.0)
+    return found
+
+
 def mean_or_one(rho: Reduction) -> jax.Array:
     """The mean of weights, 1 where nothing is weighted."""
     return jnp.where(rho.total > 0, rho.mean(), 1.0)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax.numpy as jnp
 import optax
 
+from jaxrl_post.errors import InputError, shown
 from jaxrl_post.recipes.recipe import Information
+from jaxrl_post.tasks.lookup import call_own, is_own, resolve
 from jaxrl_post.training.config import OptimizerConfig
 
 
@@ -42,8 +46,14 @@ def make_optimizer(
       config: the section `optimizer`.
       updates: of the whole run, for the schedule.
       information: of the recipe, where it modulates steps.
+
+    Raises:
+      InputError: the section names a function of the user's that does not exist, does
+        not fit the section, or returns something else.
     """
     schedule = make_schedule(config, updates)
+    if is_own(config.name):
+        return _own(config, updates, schedule, information)
     chain = []
     if config.max_grad_norm is not None:
         chain.append(optax.clip_by_global_norm(config.max_grad_norm))
@@ -63,3 +73,49 @@ def make_optimizer(
         chain.append(information.transform())
     chain.append(optax.scale_by_learning_rate(schedule))
     return optax.with_extra_args_support(optax.chain(*chain))
+
+
+def takes(config: OptimizerConfig, argument: str) -> bool:
+    """Whether a section's own function takes an argument; the built-in ones take all.
+
+    Args:
+      config: the section.
+      argument: ``learning_rate`` or ``updates``.
+    """
+    if not is_own(config.name):
+        return True
+    return argument in inspect.signature(resolve(config.name)).parameters
+
+
+def _own(
+    config: OptimizerConfig,
+    updates: int,
+    schedule: optax.Schedule,
+    information: Information | None,
+) -> optax.GradientTransformationExtraArgs:
+    """The chain of a user's function, modulated behind it."""
+    constant = config.schedule == "constant" and not config.warmup_updates
+    rate = config.learning_rate if constant else schedule
+    offered = {"learning_rate": rate, "updates": updates}
+    chain = call_own(config.name, config.arguments, offered, section="optimizer")
+    if not isinstance(chain, optax.GradientTransformation):
+        raise InputError(
+            f"optimizer.name={config.name!r} returned {shown(chain)}, no optax chain "
+            "(optax.GradientTransformation)."
+        )
+    usual = OptimizerConfig()
+    for name in ("learning_rate", "schedule", "warmup_updates"):
+        if getattr(config, name) != getattr(usual, name):
+            if not takes(config, "learning_rate"):
+                raise InputError(
+                    f"optimizer.{name}={getattr(config, name)!r}: {config.name!r} has "
+                    "no argument learning_rate; leave it out."
+                )
+    if information is not None:
+        if not information.scale_decay:
+            raise InputError(
+                f"optimizer.name={config.name!r}: where a chain of one's own decays "
+                "weights is not known; set recipe.scale_decay=true."
+            )
+        chain = optax.chain(chain, information.transform())
+    return optax.with_extra_args_support(chain)

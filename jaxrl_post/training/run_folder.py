@@ -18,9 +18,11 @@ import yaml
 
 from jaxrl_post.errors import ConfigError, InputError
 from jaxrl_post.sharding import processes
+from jaxrl_post.tasks.lookup import is_own
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.configfile import flat_keys
 from jaxrl_post.training.metrics import FILE_NAME, read_metrics
+from jaxrl_post.training.optimizer import takes
 
 MODEL = "model"
 """Where in a run's folder the trained model is written, for others to open."""
@@ -255,8 +257,9 @@ def _may_change(key: str, config: Config) -> bool:
     key = key.removeprefix(f"stages.{stage}.")
     if key == "training.steps":
         last = next(reversed([*config.stages]), None)
-        schedule = (config.stage(last) if last else config).optimizer.schedule
-        return stage == last and schedule == "constant"
+        section = (config.stage(last) if last else config).optimizer
+        counts = is_own(section.name) and takes(section, "updates")
+        return stage == last and section.schedule == "constant" and not counts
     return f"{key}.".startswith(tuple(f"{name}." for name in _MAY_CHANGE))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -15,7 +15,9 @@ from jaxrl_post.generation import Sampler, stop_token_ids
 from jaxrl_post.models.attention import check_platform
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.sharding import RULES, batch_shards, make_mesh
+from jaxrl_post.tasks.lookup import is_own
 from jaxrl_post.training.config import Config, SamplingConfig, TrainingConfig
+from jaxrl_post.training.own_model import open_own_model
 
 
 def open_mesh(
@@ -93,6 +95,37 @@ def slots_bound(sampling: SamplingConfig, mesh: jax.sharding.Mesh | None) -> int
     return over_all_shards(sampling.slots, sampling.slots_per_shard, mesh)
 
 
+class Base(NamedTuple):
+    """How a config's weights are held.
+
+    Attributes:
+      dtype: of those that are not of eight bits.
+      int8: whether the matrices of the layers are.
+      adapter: what is trained in their place; None: they are.
+    """
+
+    dtype: str
+    int8: bool = False
+    adapter: models.Lora | None = None
+
+
+def base_of(config: Config) -> Base:
+    """How a config's weights are held, with or without `model.lora`."""
+    section, lora = config.model, config.model.lora
+    if lora is None:
+        return Base(section.param_dtype)
+    dtype = lora.base_dtype or section.compute_dtype
+    int8 = dtype == "int8"
+    adapter = models.Lora(
+        rank=lora.rank,
+        alpha=lora.alpha,
+        targets=lora.targets,
+        dtype=section.param_dtype,
+        seed=config.run.seed,
+    )
+    return Base(section.compute_dtype if int8 else dtype, int8, adapter)
+
+
 def open_model(
     config: Config, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Policy, chex.ArrayTree, Any]:
@@ -102,30 +135,20 @@ def open_model(
       InputError: no such model, one without a tokenizer, or an attention that does not
         run here.
     """
-    section, lora = config.model, config.model.lora
+    section, base = config.model, base_of(config)
     check_platform(section.attention)
-    dtype, int8, adapter = section.param_dtype, False, None
-    if lora is not None:
-        base = lora.base_dtype or section.compute_dtype
-        int8 = base == "int8"
-        dtype = section.compute_dtype if base == "int8" else base
-        adapter = models.Lora(
-            rank=lora.rank,
-            alpha=lora.alpha,
-            targets=lora.targets,
-            dtype=section.param_dtype,
-            seed=config.run.seed,
-        )
+    if is_own(section.path):
+        return open_own_model(config, mesh)
     policy, params, tokenizer = models.load(
         section.path,
         mesh,
         config.mesh.rules,
-        dtype=dtype,
+        dtype=base.dtype,
         compute_dtype=section.compute_dtype,
         remat=section.remat,
         attention=section.attention,
-        int8=int8,
-        adapter=adapter,
+        int8=base.int8,
+        adapter=base.adapter,
     )
     if tokenizer is None:
         raise InputError(

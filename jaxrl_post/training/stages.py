@@ -16,6 +16,7 @@ from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.curriculum import remembering
 from jaxrl_post.training.offload import offload
+from jaxrl_post.training.optimizer import make_optimizer
 from jaxrl_post.training.state import TrainState, init_state
 
 
@@ -31,6 +32,7 @@ class Stage:
       first: the run's steps before this stage.
       last: its last step, counted from the run's beginning; `first` where it has none.
       own_task: whether its task is another than that of the stage before.
+      optimizer: its optax chain.
     """
 
     name: str | None
@@ -40,6 +42,7 @@ class Stage:
     first: int
     last: int
     own_task: bool
+    optimizer: optax.GradientTransformationExtraArgs
 
     def __str__(self) -> str:
         if self.name is None:
@@ -124,15 +127,17 @@ def make_stages(config: Config, recipe: Recipe | None = None) -> tuple[Stage, ..
     for number, name in enumerate(config.stages or (None,), start=1):
         part = config.stage(name) if name else config
         first = stages[-1].last if stages else 0
+        made = _make_recipe(name, part, recipe)
         stages.append(
             Stage(
                 name=name,
                 number=number,
                 config=part,
-                recipe=_make_recipe(name, part, recipe),
+                recipe=made,
                 first=first,
                 last=first + part.training.steps,
                 own_task=bool(stages) and part.task != stages[-1].config.task,
+                optimizer=_make_optimizer(name, part, made),
             )
         )
     return tuple(stages)
@@ -165,6 +170,18 @@ def _make_recipe(name: str | None, config: Config, recipe: Recipe | None) -> Rec
     except InputError as error:
         raise InputError(f"stages.{name}: {error}") if name else error from None
     return recipe
+
+
+def _make_optimizer(
+    name: str | None, config: Config, recipe: Recipe
+) -> optax.GradientTransformationExtraArgs:
+    if not recipe.learns:
+        return optax.with_extra_args_support(optax.identity())
+    updates = config.training.steps * config.training.updates_per_step
+    try:
+        return make_optimizer(config.optimizer, updates, recipe.information)
+    except InputError as error:
+        raise InputError(f"stages.{name}: {error}") if name else error from None
 
 
 def _check_groups(recipe: Recipe, group_size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
@@ -23,14 +22,17 @@ from jaxrl_post.recipes.batch import Batch
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.sharding import processes
 from jaxrl_post.tasks import Task
+from jaxrl_post.tasks.rewards import TrainerState
 from jaxrl_post.training import faults
 from jaxrl_post.training.assembly import cut_batch, make_batch
 from jaxrl_post.training.completions import completion_rows, completions_file
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.flops import Utilisation
+from jaxrl_post.training.judging import tell
 from jaxrl_post.training.loss import Metrics
 from jaxrl_post.training.memory import peak_memory
 from jaxrl_post.training.metrics import replace_text
-from jaxrl_post.training.optimizer import make_optimizer, make_schedule
+from jaxrl_post.training.optimizer import make_schedule, takes
 from jaxrl_post.training.replay import Replay
 from jaxrl_post.training.rollout import Collected, Collector, Moment
 from jaxrl_post.training.setup import micro_batch_bound, open_sampler, slots_bound
@@ -113,6 +115,7 @@ class Trainer:
         )
         self.store = None
         if recipe.demonstrations:
+            tell(task, TrainerState(stage.first, stage.last))
             self.store = DemonstrationStore(
                 task,
                 tokenizer,
@@ -135,12 +138,13 @@ class Trainer:
                 demonstrations=self.store,
                 mesh=self.mesh,
             )
+        self.optimizer = stage.optimizer
         if not recipe.learns:
-            self.optimizer = optax.with_extra_args_support(optax.identity())
             return
         updates = training.steps * training.updates_per_step
-        self.schedule = make_schedule(config.optimizer, updates)
-        self.optimizer = make_optimizer(config.optimizer, updates, recipe.information)
+        self.schedule = None
+        if takes(config.optimizer, "learning_rate"):
+            self.schedule = make_schedule(config.optimizer, updates)
         options: dict[str, Any] = {
             "mesh": self.mesh,
             "micro_batch_tokens": micro_batch_bound(training, mesh),
@@ -156,6 +160,7 @@ class Trainer:
             **options,
         )
         self.score = make_score_step(self.policy, **options)
+        self.utilisation = Utilisation(config, policy, recipe, mesh)
         self.token_scores = None
         if training.teacher_tokens and recipe.reprompt and "teacher" in recipe.needs:
             del options["micro_batch_tokens"]  # it scores a handful
@@ -186,8 +191,8 @@ class Trainer:
             self._counts = _Counts(*map(int, counts))
         collected = self._ahead.pop(step, None)
         if collected is None:
-            now = self._moment(state, step, self._counts.cursor)
-            collected = self.collector.collect(state.sampled_from, *now)
+            params, cursor = state.sampled_from, self._counts.cursor
+            collected = self._collect(params, state, step, cursor)
         groups, row = collected.groups, collected.metrics
         if step == self.stage.first + 1 and row.get("reward/unjudged") == 1:
             raise _nothing_judged(step, groups)
@@ -220,7 +225,9 @@ class Trainer:
             context_limit=self.config.task.max_prompt_length,
             teacher=teacher,
         )
-        rate = self.schedule(self._counts.update)
+        rate = {}
+        if self.schedule is not None:
+            rate["learning_rate"] = self.schedule(self._counts.update)
         shown: Mapping[int, Mapping[str, Any]] = {}
         if self.token_scores and self._is_shown(step):
             shown = self.token_scores(state, batch, groups.rewards)
@@ -231,9 +238,10 @@ class Trainer:
             return begun[0].state.sampled_from
 
         if self.stage.off_policy and step < self.stage.last:
-            then = self._moment(state, step + 1, collected.cursor)
             params = merge_params(state.trainable, state.frozen)
-            self._ahead[step + 1] = self.collector.collect(params, *then, begin)
+            self._ahead[step + 1] = self._collect(
+                params, state, step + 1, collected.cursor, begin
+            )
         else:
             begin()
         (work,) = begun
@@ -256,31 +264,40 @@ class Trainer:
         state = self._count(work.state, step, collected.cursor).replace(gate=gate)
         done = self._counts.update + len(updates)
         self._counts = _Counts(collected.cursor, done, int(skipped))
-        update_time = time.perf_counter() - work.begun
+        now = time.perf_counter()
+        update_time, step_time = now - work.begun, now - start
         row = {
             **row,
-            "learning_rate": float(rate),
+            **{name: float(value) for name, value in rate.items()},
             **{name: np.mean([u[name] for u in updates]) for name in updates[0]},
             "time/update": update_time,
-            "time/step": time.perf_counter() - start,
+            "time/step": step_time,
             "throughput/trained_tokens_per_second": float(
                 batch.token_mask.sum() / update_time
             ),
+            **self.utilisation(state, batch, update_time, step_time),
             **peak_memory(),
         }
         return state, row
 
-    def _moment(
-        self, state: TrainState, step: int, cursor: int
-    ) -> tuple[jax.Array, Moment]:
-        """A step's key, and what its rollouts need to know."""
-        before = step - 1 - self.stage.first
-        return jax.random.fold_in(state.rng, step), Moment(
+    def _collect(
+        self,
+        params: chex.ArrayTree,
+        state: TrainState,
+        step: int,
+        cursor: int,
+        meanwhile: Callable[[], chex.ArrayTree] | None = None,
+    ) -> Collected:
+        """The groups of a step, whose prompts begin at the cursor."""
+        tell(self.task, TrainerState(step - 1, self.stage.last))
+        moment = Moment(
             step=step,
-            progress=before / self.config.training.steps,
+            progress=(step - 1 - self.stage.first) / self.config.training.steps,
             cursor=cursor,
             posterior=state.gate,
         )
+        key = jax.random.fold_in(state.rng, step)
+        return self.collector.collect(params, key, moment, meanwhile)
 
     def _begin_updates(self, state: TrainState, batch: Batch) -> _Updates:
         """Has the device make the updates; does not wait for it."""

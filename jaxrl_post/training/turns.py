@@ -19,7 +19,7 @@ from jaxrl_post.generation import (
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.isolation.templates import render
 from jaxrl_post.tasks import Task
-from jaxrl_post.training.judging import judge_texts
+from jaxrl_post.training.judging import judge_texts, kept_tokens, with_tokens
 from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Message, Verdict
 
@@ -54,7 +54,7 @@ def go_on(
     turns: int,
     tokenizer: Any,
     generate: Generate,
-    judge: Callable[[Sequence[int], Sequence[str]], Sequence[Verdict]],
+    judge: Callable[[Sequence[int], Sequence[str], Any], Sequence[Verdict]],
     chat_template_arguments: Mapping[str, Any] | None = None,
 ) -> Answers:
     """Lets the policy go on behind the observations that its first turns were given.
@@ -70,7 +70,8 @@ def go_on(
       turns: of an answer, at most.
       tokenizer: a transformers tokenizer.
       generate: samples the next turn; what exceeds T is cut off.
-      judge: ``judge(rows, texts)``, the verdicts on whole answers.
+      judge: ``judge(rows, texts, tokens)``, the verdicts on whole answers, of which
+        these are all tokens.
       chat_template_arguments: as for prompts.
     """
     tokens, mask, logps, sampler_logps, stopped = (
@@ -120,9 +121,9 @@ def go_on(
                 part = np.asarray(new.tokens)[i : i + 1, :kept]
                 pieces[i] = decode_responses(tokenizer, part, np.ones_like(part))[0]
             said[row] += content(found[row].observation or "") + pieces[i]
-        for row, verdict in zip(
-            rows, judge(rows, [said[row] for row in rows]), strict=True
-        ):
+        whole_texts = [said[row] for row in rows]
+        judged = judge(rows, whole_texts, kept_tokens(tokens[rows], mask[rows]))
+        for row, verdict in zip(rows, judged, strict=True):
             found[row] = verdict
     whole = Rollouts(
         tokens=tokens,
@@ -171,9 +172,10 @@ def in_turns(
         width = fit_width(contexts.shape[1], limit)
         return generate(pad_left(contexts, width), pad_left(mask, width), turn)
 
-    def judge(rows, whole):
+    def judge(rows, whole, tokens):
         prompts = encoded.prompts.take(asked[rows].tolist())
-        return judge_texts(pool, task.judge, prompts, whole)
+        seen = with_tokens(task.judge, whole, tokens)
+        return judge_texts(pool, task.judge, prompts, seen)
 
     return go_on(
         rollouts,

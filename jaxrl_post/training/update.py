@@ -35,6 +35,7 @@ from jaxrl_post.training.forward import (
 )
 from jaxrl_post.training.loss import (
     Metrics,
+    effective_samples,
     loss_metrics,
     loss_shares,
     mean_or_one,
@@ -193,9 +194,11 @@ def make_update_step(
             opt_state=put_back(keep(opt_state, before), state.opt_state),
             teacher=_teach(recipe, state, trainable, keep),
         )
+        means = {name: value.mean() for name, value in sums.items()}
         metrics = {
             **shares,
-            **{name: value.mean() for name, value in sums.items()},
+            **means,
+            **effective_samples(means),
             "grad_norm": norm,
             "update/skipped": 1.0 - good.astype(jnp.float32),
             **guard,

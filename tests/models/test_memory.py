@@ -13,7 +13,7 @@ import pytest
 from jaxrl_post import models
 from jaxrl_post.models.attention import IMPLEMENTATIONS
 from jaxrl_post.models.memory import POLICIES, on_device
-from jaxrl_post.training import config
+from jaxrl_post.training import configrun
 
 CONFIG = models.DecoderConfig(
     vocab_size=50,
@@ -118,5 +118,5 @@ def test_arrays_of_the_host_are_moved_where_they_are_used():
 
 def test_the_config_knows_the_same_names():
     """It is read before jax is, so that it cannot ask."""
-    assert typing.get_args(config.Remat) == tuple(POLICIES)
-    assert typing.get_args(config.Attention) == IMPLEMENTATIONS
+    assert typing.get_args(configrun.Remat) == tuple(POLICIES)
+    assert typing.get_args(configrun.Attention) == IMPLEMENTATIONS

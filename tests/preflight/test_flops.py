@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl_post import recipes
+from jaxrl_post.models.adapters import Lora, add_adapter, split_adapter
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.stack import decoder
-from jaxrl_post.preflight.flops import ModelFlops, count_flops
+from jaxrl_post.models.tensors import tensor_rules
+from jaxrl_post.preflight.flops import count_flops
+from jaxrl_post.training.flops import Lengths, ModelFlops
 
 SIZES = DecoderConfig(
     vocab_size=96,
@@ -146,3 +150,64 @@ def test_windows_leave_fewer_pairs():
             ModelFlops(c, params).forward(BATCH, time, before) for c in (SIZES, windows)
         )
         assert full - less == pytest.approx(4 * BATCH * 4 * 16 * fewer)
+
+
+# Adapters: what is frozen has no gradients of weights ---------------------------------
+
+RANK = 4
+
+
+def adapted():
+    """The policy, and shapes of its adapter and of what is frozen."""
+    policy = decoder(SIZES, attention="plain", remat="none")
+    adapter = Lora(rank=RANK)
+    chosen = adapter.select(tensor_rules(SIZES))
+    own, params = add_adapter(policy, policy.init(jax.random.key(0)), adapter, chosen)
+    return own, *split_adapter(params)
+
+
+def adapter_weights():
+    """Of one layer: rank times inputs and outputs of each of its seven maps."""
+    d, q, kv, mlp = 32, 4 * 16, 2 * 16, 80
+    maps = [(d, q), (d, kv), (d, kv), (q, d), (d, mlp), (d, mlp), (mlp, d)]
+    return sum(RANK * (i + o) for i, o in maps)
+
+
+def test_an_update_of_an_adapter_by_hand():
+    _, adapter, frozen = adapted()
+    model = ModelFlops(SIZES, adapter, frozen)
+    matrices, attention = products()  # of one sequence and layer
+    adapters = 2 * TIME * adapter_weights()
+    # Frozen: forward and the inputs' gradient. The adapter's: its own gradient besides.
+    half = attention * (TIME + 1) / (2 * TIME)
+    layer = 2 * matrices + 3 * adapters + 3 * half
+    contexts, seen = Lengths.full((1, TIME), (1, 0)), Lengths.full((1, 0), (1, TIME))
+    recipe = recipes.grpo()
+    assert model.update(recipe, contexts, None) == 3 * layer
+    head = 2 * TIME * 96 * 32
+    assert model.update(recipe, seen, None) == 3 * layer + 2 * head
+    # The reference is the base alone, read once.
+    base = 3 * (matrices + half) + head
+    with_reference = model.update(recipes.grpo(kl_weight=0.1), seen, None)
+    assert with_reference == 3 * layer + 2 * head + base
+    whole = ModelFlops(SIZES, jax.eval_shape(decoder(SIZES).init, jax.random.key(0)))
+    assert whole.update(recipe, seen, None) == 3 * (3 * (matrices + half) + head)
+
+
+def test_the_program_of_an_adapter_does_what_is_counted():
+    policy, adapter, frozen = adapted()
+    tokens = jax.ShapeDtypeStruct((BATCH, TIME), jnp.int32)
+
+    def loss(adapter, frozen, tokens):
+        from jaxrl_post.training.state import merge_params
+
+        ones = jnp.ones_like(tokens)
+        positions = jnp.broadcast_to(jnp.arange(TIME), tokens.shape)
+        params = merge_params(adapter, frozen)
+        return policy.hidden(params, tokens, positions, ones)[0].sum()
+
+    found, _ = count_flops(trace(jax.grad(loss), adapter, frozen, tokens))
+    matrices, attention = products()
+    adapters = 2 * TIME * adapter_weights()
+    by_hand = 3 * BATCH * (2 * matrices + 3 * adapters + 3 * attention)
+    np.testing.assert_allclose(found, by_hand, rtol=0.01)

@@ -8,9 +8,13 @@ import jax
 import pytest
 
 from jaxrl_post import recipes
-from jaxrl_post.preflight.shapes import batch_of, bytes_per_chip
+from jaxrl_post.models import split_adapter
+from jaxrl_post.preflight.shapes import Shapes, batch_of, bytes_per_chip, find_model
 from jaxrl_post.sharding import make_mesh
 from jaxrl_post.training import load_config
+from jaxrl_post.training.setup import open_model
+from jaxrl_post.training.stages import make_stages
+from jaxrl_post.training.state import init_state
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -45,3 +49,31 @@ def test_a_chip_holds_its_part():
     key = jax.eval_shape(lambda: jax.random.key(0))
     assert bytes_per_chip({"x": x, "host": host, "key": key}) == 2 * 3 * 4 + 8
     assert bytes_per_chip({"x": x, "host": host}, on_host=True) == 2 * 3 * 2
+
+
+@pytest.mark.parametrize(
+    "lora", ["null", "{rank: 2}", "{base_dtype: bfloat16}", "{base_dtype: int8}"]
+)
+def test_the_state_is_that_of_a_run(lora):
+    """Leaf by leaf what training begins with, an adapter and its frozen base too."""
+    told = [f"model.lora={lora}"]
+    path = next(p for p in CONFIGS if p.stem == "quickstart")
+    config = load_config(path, [*told, "recipe={name: grpo, kl_weight: 0.1}"])
+    sizes, _ = find_model(config.model.path)
+    found = Shapes.of(config, sizes, make_mesh(devices=jax.devices()[:1])).state
+    trainable, frozen = split_adapter(open_model(config)[1])
+    (stage,) = make_stages(config)
+    state = init_state(
+        trainable,
+        stage.optimizer,
+        stage.recipe,
+        jax.random.key(0),
+        frozen=frozen,
+        reference={} if frozen else None,
+    )
+
+    def leaves(tree):
+        paths = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(p): (x.shape, x.dtype) for p, x in paths}
+
+    assert leaves(found) == leaves(state)

@@ -9,7 +9,8 @@ from jaxrl_post import tasks
 from jaxrl_post.errors import InputError
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.tasks import from_reward_function
-from jaxrl_post.types import Prompts
+from jaxrl_post.tasks.rewards import TrainerState
+from jaxrl_post.types import Completion, Prompts
 
 SEEN: list[dict] = []
 
@@ -179,6 +180,49 @@ def test_what_a_function_logs_is_kept_with_the_verdicts():
     verdicts = from_reward_function(log_things)(prompts, ["xy", "z"])
     assert [v.extra["first"] for v in verdicts] == ["x", "z"]
     assert [v.extra["reward/seen"] for v in verdicts] == [2.0, 2.0]
+
+
+def reads_tokens(completions, completion_ids, trainer_state):
+    assert all(map(isinstance, completion_ids, [list] * len(completions)))
+    done = trainer_state.global_step / trainer_state.max_steps
+    return [done * len(ids) for ids in completion_ids]
+
+
+def wants_epoch(completions, trainer_state):
+    return [trainer_state.epoch for _ in completions]
+
+
+def takes_anything(completions, **kwargs):
+    SEEN.append(kwargs)
+    return [1.0 for _ in completions]
+
+
+def test_tokens_and_the_state_of_training_reach_who_asks_for_them():
+    """Through the pool, as in a run: the worker gets both by pickle."""
+    judge = from_reward_function(reads_tokens)
+    judge.check(make_prompts())
+    completions = [Completion("ab", [5, 6, 1]), Completion("", [1])]
+    with JudgePool(1) as pool:
+        verdicts = pool.judge(judge.at(TrainerState(1, 2)), make_prompts(), completions)
+    assert [v.reward for v in verdicts] == [1.5, 0.5], verdicts
+    SEEN.clear()
+    anything = from_reward_function(takes_anything)
+    anything.at(TrainerState(3, 4))(make_prompts(), completions)
+    assert SEEN[0]["completion_ids"] == [[5, 6, 1], [1]]
+    assert SEEN[0]["trainer_state"] == TrainerState(3, 4)
+
+
+def test_who_does_not_ask_is_the_same_judge_at_any_time():
+    judge = from_reward_function(strict_signature)
+    assert judge.at(TrainerState(1, 2)) is judge
+    assert not judge.takes("completion_ids")
+
+
+def test_a_state_that_is_not_there_is_found_in_the_rehearsal():
+    judge = from_reward_function(wants_epoch).at(TrainerState(0, 4))
+    (verdict,) = judge.rehearse(make_prompts(1), [""])
+    assert "trainer_state.epoch: here it has global_step" in verdict.extra["wrong"]
+    assert getattr(TrainerState(0, 4), "epoch", None) is None
 
 
 def test_async_functions_wait_at_the_same_time():

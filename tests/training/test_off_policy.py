@@ -78,6 +78,7 @@ def test_the_correction_gives_the_gradient_of_the_expected_advantage(threshold):
         "ratio": ratio.mean(),
         "ratio_squared": np.square(ratio).mean(),
         "truncated": np.mean(ratio > threshold),
+        "ess": ratio.sum() ** 2 / (ratio.size * np.square(ratio).sum()),
     }.items():
         np.testing.assert_allclose(metrics[f"sampler/{name}"], value, rtol=1e-4)
 

@@ -40,18 +40,19 @@ def compiled_by_runs(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("training_section", "logits_rows"),
+    ("training_section", "lora", "logits_rows"),
     [
-        ({}, 12),  # all of a shard's tokens: two responses of 6
-        ({"micro_batch_tokens_per_shard": 22, "chunk_size": 3}, 3),
+        ({}, None, 12),  # all of a shard's tokens: two responses of 6
+        ({"micro_batch_tokens_per_shard": 22, "chunk_size": 3}, None, 3),
+        ({}, {"rank": 2, "base_dtype": "int8"}, 12),
     ],
 )
 def test_bytes_equal_those_of_the_real_run(
-    mesh_config, compiled_by_runs, training_section, logits_rows
+    mesh_config, compiled_by_runs, training_section, lora, logits_rows
 ):
     """And no array, nor what devices exchange, has the logits of more tokens at once
     than a chunk has."""
-    config = mesh_config(training=training_section)
+    config = mesh_config(training=training_section, model={"lora": lora})
     training.run(config)
     real = compiled_by_runs[0].memory_analysis()
     topology = preflight.open_topology("cpu:8")

@@ -132,7 +132,7 @@ def test_an_answer_goes_on_behind_the_calculator(tiny_model):
         turns=task.turns,
         tokenizer=tokenizer,
         generate=generate,
-        judge=lambda rows, texts: task.judge(prompts, texts),
+        judge=lambda rows, texts, tokens: task.judge(prompts, texts),
     )
     end = tokenizer.eos_token_id
     one, said = (tokenizer(x)["input_ids"] for x in ("17*6=", "102"))
