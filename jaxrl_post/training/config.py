@@ -351,6 +351,8 @@ class EvaluationConfig:
       max_new_tokens: by default that of `sampling`.
       max_prompt_length: by default that of `task`.
       judge_timeout: by default that of `task`.
+      stop: texts that end a completion; by default those of `sampling`, and none where
+        the block names a task of its own.
       options: every other key of the block, arguments of the task.
     """
 
@@ -366,6 +368,7 @@ class EvaluationConfig:
     max_new_tokens: int = inherited(at_least=1)
     max_prompt_length: int = inherited(at_least=1)
     judge_timeout: float = inherited(above=0)
+    stop: tuple[str, ...] = inherited()
     options: Mapping[str, Any] = rest()
 
 
@@ -523,6 +526,13 @@ def _resolved(config: Config, default_dir: str) -> Config:
             max_new_tokens=block.max_new_tokens or config.sampling.max_new_tokens,
             max_prompt_length=block.max_prompt_length or task.max_prompt_length,
             judge_timeout=block.judge_timeout or task.judge_timeout,
+            stop=_stop(block, config.sampling),
         )
     run = dataclasses.replace(config.run, dir=config.run.dir or default_dir)
     return dataclasses.replace(config, run=run, evaluation=blocks)
+
+
+def _stop(block: EvaluationConfig, sampling: SamplingConfig) -> tuple[str, ...]:
+    if block.stop is not None:
+        return block.stop
+    return () if block.task else sampling.stop
