@@ -46,7 +46,8 @@ class Conversation:
         Raises:
           ValueError: as there.
         """
-        plan = self._sampler.plan(*np.shape(contexts), group_size)
+        prompts, width = np.shape(contexts)
+        plan = self._sampler.plan(prompts, width, group_size)
         call = self._sampler.call(
             params,
             contexts,

@@ -208,7 +208,7 @@ class Sampler:
             self.programs,
             params,
             prefill,
-            self.plan(*contexts.shape, group_size, varies=varies),
+            self.plan(len(contexts), contexts.shape[1], group_size, varies=varies),
             choice=self.choice(key, temperature),
             keeps=keeps,
         )

@@ -78,7 +78,6 @@ class Dialogue:
     def go_on(self, turn: Turn) -> Rollouts:
         """The next turn of answers that have had all turns before, in their order."""
         key = jax.random.fold_in(self._key, _OF_TURN + turn.number)
-        options = {"key": key, "temperature": self._temperature}
         with self._on_mesh():
             if self._kept is None or not self._kept.goes_on:
                 whole = [[*a, *b] for a, b in zip(*turn[2:], strict=True)]
@@ -86,7 +85,11 @@ class Dialogue:
                 width = fit_width(contexts.shape[1], self._limit)
                 padded = pad_left(contexts, width), pad_left(mask, width)
                 call = self._sampler.call(
-                    self._params(), *padded, **options, varies=True
+                    self._params(),
+                    *padded,
+                    key=key,
+                    temperature=self._temperature,
+                    varies=True,
                 )
                 return self._sampler.collect(call, len(contexts))
             read = [[a[-1], *b] for a, b in zip(*turn[2:], strict=True)]
@@ -101,7 +104,8 @@ class Dialogue:
                 tokens,
                 mask,
                 width=fit_width(longest, self._limit + room),
-                **options,
+                key=key,
+                temperature=self._temperature,
             )
         self._at = {row: i for i, row in enumerate(turn.rows)}
         return rollouts
