@@ -51,8 +51,8 @@ class Words:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="qwen2-5m", choices=[*bench_work.MODELS])
-    sizes = {"prompts": 8, "group": 8, "prompt": 64, "new": 256, "mean": 32}
-    sizes |= {"turns": 4, "observed": 8, "runs": 5}
+    sizes = {"prompts": 4, "group": 8, "prompt": 64, "new": 128, "mean": 16}
+    sizes |= {"turns": 4, "observed": 8, "runs": 4}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--out", type=Path, help="file that rows are appended to")

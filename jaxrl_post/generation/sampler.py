@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import chex
@@ -176,7 +177,7 @@ class Sampler:
             group_size=group_size,
             temperature=temperature,
         )
-        return self._follow(call, len(contexts) * group_size)
+        return self.follow(call, len(contexts) * group_size)
 
     def call(
         self,
@@ -228,14 +229,15 @@ class Sampler:
     ) -> Rollouts:
         """Runs a call of `count` sequences; `ended` as in `generate`."""
         result = self._empty_rollouts(count)
-        for rows, part in self._follow(call, count):
+        for rows, part in self.follow(call, count):
             for whole, some in zip(*map(jax.tree.leaves, (result, part)), strict=True):
                 whole[rows] = some
             if ended is not None:
                 ended(rows, part)
         return result
 
-    def _follow(self, call: Call, count: int) -> Iterator[tuple[np.ndarray, Rollouts]]:
+    def follow(self, call: Call, count: int) -> Iterator[tuple[np.ndarray, Rollouts]]:
+        """As `collect`, each sequence as soon as it has ended: see `stream`."""
         found = self._empty_rollouts(count)
         for log in call.run():
             rows = self._record(found, log)
@@ -252,16 +254,19 @@ class Sampler:
           varies: whether the calls of a run differ in P, so that it is worth computing
             as many as the next power of two rather than compiling for each.
         """
-        every = power_of_two(prompts) * group_size if varies else None
-        slots = min((n for n in (self.slots, every) if n is not None), default=None)
-        return Plan(
+        plan = Plan(
             prompts,
             width,
             group_size,
-            slots,
+            self.slots,
             self._prefill_tokens,
             self._continuous,
         )
+        if not varies:
+            return plan
+        each = power_of_two(-(-prompts // plan.shards)) * group_size
+        slots = min(each * plan.shards, self.slots or each * plan.shards)
+        return replace(plan, slots=slots)
 
     def _record(self, found: Rollouts, log: Log) -> np.ndarray:
         """Writes a dispatch's tokens to their places; returns the rows that end."""

@@ -73,9 +73,15 @@ def test_kept_caches_train_as_whole_contexts_do(
     [
         ({"sampling": {"slots": 5}}, 0),
         # The first step's are sampled before there is an update to make meanwhile.
-        ({"training": {"steps_off_policy": 1}}, 2),
+        (
+            {
+                "training": {"steps_off_policy": 1},
+                "recipe": {"name": "grpo", "truncated_importance": 2.0},
+            },
+            2,
+        ),
     ],
-    ids=str,
+    ids=["slots", "off policy"],
 )
 def test_where_caches_are_not_kept_turns_are_read_anew(
     tiny_config, calls, section, most
@@ -83,7 +89,8 @@ def test_where_caches_are_not_kept_turns_are_read_anew(
     sections = {"task": SECTIONS["task"], "evaluation": {}}
     for name in ("training", "sampling"):
         sections[name] = {**SECTIONS[name], **section.get(name, {})}
-    del sections["training"]["teacher_samples"]
+    sections["recipe"] = section.get("recipe", {"name": "grpo"})
+    sections["training"]["teacher_samples"] = None
     _, completions = trained(tiny_config(**sections))
     assert len(calls) <= most
     assert sum("so?" in row["completion"] for row in completions) > 10

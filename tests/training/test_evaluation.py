@@ -61,7 +61,7 @@ def test_blocks_end_where_training_does_unless_they_say_otherwise(tiny_config):
         "none": {"rows": 4, "stop": []},
     }
     config = tiny_config(sampling={"stop": ["a", "b"]}, evaluation=blocks)
-    stops = {name: block.stop for name, block in config.evaluation.items()}
+    stops = {name: config.evaluation[name].stop for name in blocks}
     assert stops == {"same": ("a", "b"), "other": (), "own": ("x",), "none": ()}
     rows = {"rows": 4, "samples": 4, "split": "test", "max_new_tokens": 100}
     few = [chr(i) for i in range(ord("a"), ord("z"))]
