@@ -72,6 +72,7 @@ def test_kept_caches_train_as_whole_contexts_do(
     ("section", "most"),
     [
         ({"sampling": {"slots": 5}}, 0),
+        ({"mesh": {"data": 2}}, 0),
         # The first step's are sampled before there is an update to make meanwhile.
         (
             {
@@ -81,7 +82,7 @@ def test_kept_caches_train_as_whole_contexts_do(
             2,
         ),
     ],
-    ids=["slots", "off policy"],
+    ids=["slots", "mesh", "off policy"],
 )
 def test_where_caches_are_not_kept_turns_are_read_anew(
     tiny_config, calls, section, most
@@ -89,6 +90,7 @@ def test_where_caches_are_not_kept_turns_are_read_anew(
     sections = {"task": SECTIONS["task"], "evaluation": {}}
     for name in ("training", "sampling"):
         sections[name] = {**SECTIONS[name], **section.get(name, {})}
+    sections["mesh"] = section.get("mesh", {"data": 1})
     sections["recipe"] = section.get("recipe", {"name": "grpo"})
     sections["training"]["teacher_samples"] = None
     _, completions = trained(tiny_config(**sections))
