@@ -55,10 +55,10 @@ def test_kept_caches_train_as_whole_contexts_do(
     run = {"dir": str(tmp_path / "whole"), "judge_workers": 1}
     again, whole = trained(tiny_config(**SECTIONS, run=run))
     assert not calls
-    assert sum("so?" in row["completion"] for row in kept) > len(kept) / 2
+    assert sum("so?" in row["response"] for row in kept) > len(kept) / 2
     for row, other in zip(kept, whole, strict=True):
         assert row["response_ids"] == other["response_ids"]
-        assert row["completion"] == other["completion"]
+        assert row["response"] == other["response"]
     for row, other in zip(metrics, again, strict=True):
         assert row.keys() == other.keys()
         for name in row:
@@ -72,7 +72,7 @@ def test_kept_caches_train_as_whole_contexts_do(
     ("section", "most"),
     [
         ({"sampling": {"slots": 5}}, 0),
-        ({"mesh": {"data": 2}}, 0),
+        ({"mesh": {"data": 8}, "training": {"prompts_per_step": 8}}, 0),
         # The first step's are sampled before there is an update to make meanwhile.
         (
             {
@@ -95,4 +95,4 @@ def test_where_caches_are_not_kept_turns_are_read_anew(
     sections["training"]["teacher_samples"] = None
     _, completions = trained(tiny_config(**sections))
     assert len(calls) <= most
-    assert sum("so?" in row["completion"] for row in completions) > 10
+    assert sum("so?" in row["response"] for row in completions) > 10
