@@ -10,6 +10,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+_MOST_KNOWN = 40
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 200
 _REPR.maxlong = 60
@@ -59,12 +60,18 @@ def shown(value: object) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown `name`: the nearest known one, or all.
 
+    Of more than 40 the first eight, and how many there are.
+
     >>> nearest("temprature", ["temperature", "top_k"])
     "did you mean 'temperature'?"
     >>> nearest("zzz", ["temperature", "top_k"])
     'known: temperature, top_k.'
+    >>> nearest("zzz", [f"row-{i:02}" for i in range(64)])[-31:]
+    'row-06, row-07, ...; 64 in all.'
     """
     known = sorted(known)
     if close := difflib.get_close_matches(name, known, n=1):
         return f"did you mean {close[0]!r}?"
+    if len(known) > _MOST_KNOWN:
+        return f"known: {', '.join(known[:8])}, ...; {len(known)} in all."
     return f"known: {', '.join(known)}." if known else "none are known."

@@ -84,7 +84,7 @@ def measure(checkpoint: str, judged: str, wait: float, steps: int) -> dict:
     from jaxrl_post.generation import Sampler
     from jaxrl_post.training.metrics import read_metrics
 
-    stream = Sampler.stream
+    stream = Sampler.follow
 
     def late(self, *args, **options):
         rows, some = zip(*stream(self, *args, **options), strict=True)
@@ -92,7 +92,7 @@ def measure(checkpoint: str, judged: str, wait: float, steps: int) -> dict:
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(Sampler, "stream", late if judged == "end" else stream),
+        mock.patch.object(Sampler, "follow", late if judged == "end" else stream),
     ):
         tree = {
             "run": {"dir": folder + "/run", "judge_workers": 4},

@@ -12,7 +12,9 @@ import sys
 
 import bench_adapters
 import bench_tables
+import bench_turns
 import compare
+import discover
 import mesh_table
 import preflight_papers
 import sandbox_table
@@ -53,6 +55,11 @@ def main() -> None:
         "docs/sdpo.md": {"distillation": study_table("distillation")},
         "docs/hapo.md": {"mixed": study_table("mixed")},
         "docs/evidence.md": page.tables(),
+        "docs/rich_feedback.md": {
+            "turns": bench_turns.table(bench_turns.read()),
+            "discover": discover.table(discover.read()),
+            "feedback": study_table("feedback"),
+        },
         "docs/preflight.md": {
             "preflight": preflight_papers.table(preflight_papers.read()),
             "preflight-choice": preflight_papers.choice_table(preflight_papers.read()),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "scripts" / "discover.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("discover_script", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("discover")
+    sys.path.remove(str(SCRIPTS))
 
 
 def candidate(question, share):

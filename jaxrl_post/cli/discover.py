@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxrl_post.cli import processes
 from jaxrl_post.cli.train import add_overrides, resumes, train
-from jaxrl_post.errors import InputError, nearest
+from jaxrl_post.errors import ConfigError, InputError, nearest
 
 SUMMARY = "look for a first right answer to one hard question, learning from feedback"
 DESCRIPTION = """\
@@ -61,7 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
         if not Path(arguments.problem).is_file():
             raise InputError(f"--problem {arguments.problem!r}: there is no such file.")
         overrides.append(f"task.source={arguments.problem}")
-    config = load_config(arguments.config, overrides)
+    try:
+        config = load_config(arguments.config, overrides)
+    except ConfigError as error:
+        if arguments.problem and any("task.source" in x for x in error.problems):
+            raise InputError(
+                f"--problem: the task of {arguments.config} reads no file; take a "
+                "config whose task has an option source, such as task.name: code."
+            ) from error
+        raise
     question = int(wanted) if wanted.isdecimal() else wanted
 
     from jaxrl_post.training.discovery import discovery_config

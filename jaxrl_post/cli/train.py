@@ -50,6 +50,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # without one argparse calls it required
         metavar="section.key=value",
         help="settings in place of the config's, the values in YAML",
     )

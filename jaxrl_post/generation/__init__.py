@@ -1,6 +1,7 @@
 """Text from a policy: prompts to token arrays, sampling, and back to strings."""
 
 from jaxrl_post.generation.choice import Choice, choose_tokens
+from jaxrl_post.generation.conversation import Conversation
 from jaxrl_post.generation.prompting import (
     EncodedPrompts,
     bucket,
@@ -16,6 +17,7 @@ from jaxrl_post.generation.sampler import Sampler
 
 __all__ = [
     "Choice",
+    "Conversation",
     "EncodedPrompts",
     "Rollouts",
     "Sampler",

@@ -11,8 +11,10 @@ from jax import lax
 
 from jaxrl_post import vocabulary
 from jaxrl_post.generation.choice import Choice
+from jaxrl_post.generation.kept import Kept
 from jaxrl_post.generation.random import key_words, uniforms
 from jaxrl_post.generation.slots import Contexts, Log, Queue, Slots, shard_rows
+from jaxrl_post.models.cache import Cache
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.models.stack import unstack_params
 
@@ -52,6 +54,9 @@ class Programs:
         static = ("greedy", "grouped")
         self.prepare = jax.jit(self._prepare)
         self.prefill = jax.jit(self._prefill, static_argnames="columns")
+        self.gather = jax.jit(Kept.gather, static_argnames=("width", "room"))
+        self.extend = jax.jit(self._read, static_argnames="columns")
+        self.restore = jax.jit(Slots.restore)
         self.widen = jax.jit(Contexts.widen, static_argnums=1)
         self.install = jax.jit(Contexts.install, donate_argnums=0)
         self.start = jax.jit(self._start, static_argnames=(*static, "capacity"))
@@ -77,10 +82,17 @@ class Programs:
 
     def _prefill(self, params, contexts, mask, *, columns: int) -> Contexts:
         """Contexts ``[C, S]``, so many columns at a time; S a multiple of them."""
+        count, size = contexts.shape
+        cache, before = self._policy.init_cache(count, size), jnp.zeros(count, int)
+        return self._read(params, cache, before, contexts, mask, columns)
+
+    def _read(self, params, cache: Cache, before, contexts, mask, columns) -> Contexts:
+        """Contexts ``[C, S]`` behind what a cache holds, ``[C]`` tokens `before`."""
         contexts, mask = shard_rows((contexts, mask))
         count, size = contexts.shape
         segments = mask.astype(jnp.int32)
         positions = jnp.maximum(jnp.cumsum(segments, axis=-1) - 1, 0)
+        positions += before[:, None]
         last = size - 1 - jnp.argmax(mask[:, ::-1], axis=-1)
         is_last = jnp.arange(size)[None] == last[:, None]
 
@@ -100,13 +112,12 @@ class Programs:
             jnp.swapaxes(x.reshape(count, -1, columns), 0, 1)
             for x in (contexts, positions, segments, is_last)
         ]
-        cache = self._policy.init_cache(count, size)
         width = self._policy.unembedding(params).shape[-1]
         dtype = jax.tree.leaves(cache.keys)[0].dtype
         found = jnp.zeros((count, width), dtype)
         (cache, found), _ = lax.scan(chunk, (cache, found), parts)
         prefix = cache.unstack().as_ring().as_prefix()
-        return shard_rows(Contexts(prefix, found, segments.sum(axis=-1)))
+        return shard_rows(Contexts(prefix, found, before + segments.sum(axis=-1)))
 
     def _start(
         self,

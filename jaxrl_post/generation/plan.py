@@ -47,6 +47,12 @@ class Plan:
         return self.continuous and not self.on_mesh
 
     @property
+    def at_once(self) -> bool:
+        """Whether all sequences are decoded side by side, on one device."""
+        every = self.prompts * self.group_size
+        return not self.on_mesh and (self.slots is None or every <= self.slots)
+
+    @property
     def refilled(self) -> int | None:
         """The slots, if they are refilled; None where there are waves."""
         every = self.prompts * self.group_size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import chex
 import jax
@@ -11,10 +13,10 @@ import numpy as np
 
 from jaxrl_post.generation.choice import check_truncation, choose_tokens
 from jaxrl_post.generation.decoding import Programs
-from jaxrl_post.generation.plan import Plan
+from jaxrl_post.generation.plan import Plan, power_of_two
 from jaxrl_post.generation.rollouts import Rollouts
-from jaxrl_post.generation.schedule import Call
-from jaxrl_post.generation.slots import Log
+from jaxrl_post.generation.schedule import Call, cut
+from jaxrl_post.generation.slots import Contexts, Log
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.numerics import check_number
 
@@ -132,20 +134,15 @@ class Sampler:
           ValueError: an empty context; shapes that disagree; a context that with
             `max_new_tokens` exceeds the positions that the model was made for.
         """
-        result = self._empty_rollouts(len(contexts) * group_size)
-        for rows, part in self.stream(
+        call = self.call(
             params,
             contexts,
             context_mask,
             key=key,
             group_size=group_size,
             temperature=temperature,
-        ):
-            for whole, some in zip(*map(jax.tree.leaves, (result, part)), strict=True):
-                whole[rows] = some
-            if ended is not None:
-                ended(rows, part)
-        return result
+        )
+        return self.collect(call, len(contexts) * group_size, ended)
 
     def stream(
         self,
@@ -172,29 +169,92 @@ class Sampler:
         Raises:
           ValueError: as there.
         """
-        contexts, mask = np.asarray(contexts, np.int32), np.asarray(context_mask) != 0
-        self._check(contexts, mask, group_size)
-        temperature = self.temperature if temperature is None else temperature
-        check_number("temperature", temperature, 0)
-        choice = {"temperature": np.float32(temperature or 1)}
-        call = Call(
-            self.programs,
+        call = self.call(
             params,
             contexts,
-            mask,
-            self.plan(len(contexts), contexts.shape[1], group_size),
+            context_mask,
             key=key,
-            choice={**choice, "greedy": temperature == 0},
+            group_size=group_size,
+            temperature=temperature,
         )
-        found = self._empty_rollouts(len(contexts) * group_size)
+        return self.follow(call, len(contexts) * group_size)
+
+    def call(
+        self,
+        params: chex.ArrayTree,
+        contexts: np.ndarray,
+        context_mask: np.ndarray,
+        *,
+        key: jax.Array,
+        group_size: int = 1,
+        temperature: float | None = None,
+        keeps: bool = False,
+        varies: bool = False,
+    ) -> Call:
+        """A call of `generate` that `collect` runs.
+
+        Args:
+          params, contexts, context_mask, key, group_size, temperature: as there.
+          keeps: as in `schedule.Call`.
+          varies: as in `plan`.
+        """
+        contexts, mask = np.asarray(contexts, np.int32), np.asarray(context_mask) != 0
+        self._check(contexts, mask, group_size)
+
+        def prefill(prompts: range, many: int, columns: int) -> Contexts:
+            read = cut(prompts, many, columns, contexts, mask)
+            return self.programs.prefill(params, *read, columns=columns)
+
+        return Call(
+            self.programs,
+            params,
+            prefill,
+            self.plan(len(contexts), contexts.shape[1], group_size, varies=varies),
+            choice=self.choice(key, temperature),
+            keeps=keeps,
+        )
+
+    def choice(self, key: jax.Array, temperature: float | None) -> dict[str, Any]:
+        """How the tokens of a call are chosen, for `schedule.Call`."""
+        temperature = self.temperature if temperature is None else temperature
+        check_number("temperature", temperature, 0)
+        divisor = np.float32(temperature or 1)
+        return {"key": key, "temperature": divisor, "greedy": temperature == 0}
+
+    def collect(
+        self,
+        call: Call,
+        count: int,
+        ended: Callable[[np.ndarray, Rollouts], None] | None = None,
+    ) -> Rollouts:
+        """Runs a call of `count` sequences; `ended` as in `generate`."""
+        result = self._empty_rollouts(count)
+        for rows, part in self.follow(call, count):
+            for whole, some in zip(*map(jax.tree.leaves, (result, part)), strict=True):
+                whole[rows] = some
+            if ended is not None:
+                ended(rows, part)
+        return result
+
+    def follow(self, call: Call, count: int) -> Iterator[tuple[np.ndarray, Rollouts]]:
+        """As `collect`, each sequence as soon as it has ended: see `stream`."""
+        found = self._empty_rollouts(count)
         for log in call.run():
             rows = self._record(found, log)
             if len(rows):
                 yield rows, jax.tree.map(lambda x, rows=rows: x[rows], found)
 
-    def plan(self, prompts: int, width: int, group_size: int) -> Plan:
-        """How a call on contexts of such a shape is cut up, on the mesh that is set."""
-        return Plan(
+    def plan(
+        self, prompts: int, width: int, group_size: int, *, varies: bool = False
+    ) -> Plan:
+        """How a call on contexts of such a shape is cut up, on the mesh that is set.
+
+        Args:
+          prompts, width, group_size: P, S and G.
+          varies: whether the calls of a run differ in P, so that it is worth computing
+            as many as the next power of two rather than compiling for each.
+        """
+        plan = Plan(
             prompts,
             width,
             group_size,
@@ -202,6 +262,11 @@ class Sampler:
             self._prefill_tokens,
             self._continuous,
         )
+        if not varies:
+            return plan
+        each = power_of_two(-(-prompts // plan.shards)) * group_size
+        slots = min(each * plan.shards, self.slots or each * plan.shards)
+        return replace(plan, slots=slots)
 
     def _record(self, found: Rollouts, log: Log) -> np.ndarray:
         """Writes a dispatch's tokens to their places; returns the rows that end."""
@@ -240,6 +305,10 @@ class Sampler:
                 f"context {np.argmin(lengths)} is empty; a response needs at least one "
                 "token before it, such as the tokenizer's first token."
             )
+        self.check_lengths(lengths)
+
+    def check_lengths(self, lengths: np.ndarray) -> None:
+        """Refuses contexts of so many tokens ``[P]`` that leave too few positions."""
         limit = getattr(self.policy.config, "max_positions", None)
         if limit is not None and lengths.max() + self.max_new_tokens > limit:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import chex
@@ -11,8 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxrl_post.generation.decoding import Programs
+from jaxrl_post.generation.kept import Kept
 from jaxrl_post.generation.plan import Plan, capacity_for, slot_sizes
-from jaxrl_post.generation.slots import Contexts, Log, Queue
+from jaxrl_post.generation.slots import Contexts, Log, Queue, Slots
 
 
 class _Pool:
@@ -86,32 +87,38 @@ class _Pool:
 
 
 class Call:
-    """The sampling of G sequences to each of P contexts, dispatch by dispatch."""
+    """The sampling of G sequences to each of P contexts, dispatch by dispatch.
+
+    Attributes:
+      kept: once all is decoded, the keys and values, where they were to be kept.
+    """
 
     def __init__(
         self,
         programs: Programs,
         params: chex.ArrayTree,
-        contexts: np.ndarray,
-        mask: np.ndarray,
+        prefill: Callable[[range, int, int], Contexts],
         plan: Plan,
         *,
-        key: jax.Array,
-        choice: dict[str, Any],
+        choice: Mapping[str, Any],
+        keeps: bool = False,
     ) -> None:
         """
         Args:
           programs: what runs on the device.
           params: the policy's parameters, as training holds them.
-          contexts, mask: ``[P, S]`` on the host.
+          prefill: ``prefill(prompts, many, columns)`` computes the contexts of some
+            prompts, as many as `plan` says.
           plan: of their sizes.
-          key: random key.
-          choice: arguments `temperature` and `greedy` of the programs.
+          choice: arguments `key`, `temperature` and `greedy` of the programs.
+          keeps: whether the keys and values are kept, for which `Plan.at_once` has to
+            be true.
         """
-        self._programs, self._params = programs, params
+        self._programs, self._prefill, self._plan = programs, prefill, plan
         self._decoding_params = programs.prepare(params)
-        self._contexts, self._mask, self._plan = contexts, mask, plan
-        self._choice = {"key": key, **choice}
+        self._choice, self._keeps = choice, keeps
+        self._seen: list[Slots] = []
+        self.kept: Kept | None = None
 
     def run(self) -> Iterator[Log]:
         """Decodes all.
@@ -129,6 +136,8 @@ class Call:
                 for sequences in parts:
                     row = np.repeat(np.arange(len(prompts)), sequences.shape[1])
                     yield from self._decode(pool, sequences.ravel(), row, True)
+                if self._keeps:
+                    self.kept = self._keep(pool.contexts)
             return
         pool = self._pool(range(plan.prompts), plan.resident())
         sequences = np.arange(slots, dtype=np.int32)
@@ -137,13 +146,9 @@ class Call:
     def _pool(self, prompts: range, rows: int) -> _Pool:
         """A pool of so many rows for these prompts; beyond the last they are empty."""
         many, columns = self._plan.chunks(rows, len(prompts))
-        whole = (self._contexts, self._mask)
 
         def prefill(prompts: range) -> Contexts:
-            chunk = [x[prompts.start : prompts.stop] for x in whole]
-            missing = ((0, many - len(chunk[0])), (0, -self._plan.width % columns))
-            chunk = [np.pad(x, missing) for x in chunk]
-            return self._programs.prefill(self._params, *chunk, columns=columns)
+            return self._prefill(prompts, many, columns)
 
         return _Pool(
             self._programs,
@@ -172,6 +177,7 @@ class Call:
             capacity=capacity,
         )
         if limit == 1 and grouped:
+            self._seen.append(slots)
             yield _to_host(log)
             return
         while True:
@@ -189,6 +195,8 @@ class Call:
             log = _to_host(log)
             yield log
             if not alive and following >= pool.total:
+                if self._keeps:
+                    self._seen.append(slots)
                 return
             if not grouped:
                 pool.release(log.sequence[log.ended])
@@ -203,7 +211,25 @@ class Call:
             if following >= pool.total and len(fitting) > 1:
                 sizes = sizes[len(fitting) - 1 :]
                 grouped = False
+                if self._keeps:
+                    self._seen.append(slots)
                 slots = programs.compact(slots, sizes[0])
+
+    def _keep(self, contexts: Contexts) -> Kept:
+        """What slots hold, those too that were given up since."""
+        whole, *later = self._seen
+        for others in later:
+            whole = self._programs.restore(whole, others)
+        return Kept(contexts, whole.cache)
+
+
+def cut(
+    prompts: range, many: int, columns: int, *arrays: np.ndarray
+) -> list[np.ndarray]:
+    """Rows of ``[P, S]`` for a prefill; zeros fill `many` rows and whole `columns`."""
+    chunk = [x[prompts.start : prompts.stop] for x in arrays]
+    width = -chunk[0].shape[1] % columns
+    return [np.pad(x, ((0, many - len(x)), (0, width))) for x in chunk]
 
 
 def _to_host(tree: chex.ArrayTree) -> Any:

@@ -104,6 +104,22 @@ class Slots(struct.PyTreeNode):
         kept = min(capacity, self.capacity)
         return self.replace(cache=cache, clock=jnp.minimum(self.clock, kept))
 
+    def restore(self, others: Slots) -> Slots:
+        """With what `others`, to which these were compacted, have written since.
+
+        Both begin with sequence b in slot b, none was refilled, and no cache has come
+        round.
+        """
+        whole = self.resize(others.capacity)
+        segments = others.cache.segment_ids.max(axis=1)
+        # A slot that has written nothing may be anyone's.
+        rows = jnp.where(segments > 0, segments - 1, len(self.sequence))
+
+        def write(x, part):
+            return x.at[rows].set(part, mode="drop") if x.ndim else part
+
+        return jax.tree.map(write, whole, others)
+
     def compact(self, size: int) -> Slots:
         """The first `size` slots that hold a sequence, and if need be others."""
         kept = jnp.argsort(self.sequence < 0, stable=True)[:size]

@@ -203,6 +203,13 @@ def _resolved(config: Config, default_dir: str) -> Config:
             max_new_tokens=block.max_new_tokens or config.sampling.max_new_tokens,
             max_prompt_length=block.max_prompt_length or task.max_prompt_length,
             judge_timeout=block.judge_timeout or task.judge_timeout,
+            stop=_stop(block, config.sampling),
         )
     run = dataclasses.replace(config.run, dir=config.run.dir or default_dir)
     return dataclasses.replace(config, run=run, evaluation=blocks)
+
+
+def _stop(block: EvaluationConfig, sampling: SamplingConfig) -> tuple[str, ...]:
+    if block.stop is not None:
+        return block.stop
+    return () if block.task else sampling.stop

@@ -155,6 +155,8 @@ class EvaluationConfig:
       max_new_tokens: by default that of `sampling`.
       max_prompt_length: by default that of `task`.
       judge_timeout: by default that of `task`.
+      stop: texts that end a completion; by default those of `sampling`, and none where
+        the block names a task of its own.
       options: every other key of the block, arguments of the task.
     """
 
@@ -170,6 +172,7 @@ class EvaluationConfig:
     max_new_tokens: int = inherited(at_least=1)
     max_prompt_length: int = inherited(at_least=1)
     judge_timeout: float = inherited(above=0)
+    stop: tuple[str, ...] = inherited()
     options: Mapping[str, Any] = rest()
 
 

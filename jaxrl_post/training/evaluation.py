@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxrl_post.models.policy import Policy
 from jaxrl_post.tasks import Task
 from jaxrl_post.tasks.rewards import TrainerState
 from jaxrl_post.training.config import Config, EvaluationConfig
+from jaxrl_post.training.dialogue import Dialogue
 from jaxrl_post.training.judging import read_and_judge, rehearse, tell
 from jaxrl_post.training.own_model import check_model_name
 from jaxrl_post.training.setup import (
@@ -100,7 +100,8 @@ class Evaluator:
                 longest += block.max_new_tokens
             sampler = open_sampler(policy, tokenizer, block, longest, slots=slots)
             # Blocks that differ in nothing but temperature share compiled programs.
-            alike = (block.max_new_tokens, block.top_k, block.top_p, block.min_p)
+            cuts = (block.top_k, block.top_p, block.min_p)
+            alike = (block.max_new_tokens, *cuts, block.stop)
             sampler = samplers.setdefault(alike, sampler)
             width = fit_width(encoded.contexts.shape[1], block.max_prompt_length)
             self._blocks[name] = _Block(
@@ -133,15 +134,16 @@ class Evaluator:
     def _run(self, block: _Block, params, key) -> Mapping[str, float]:
         samples, prompts = block.config.samples, block.prompts
         temperature = 0.0 if block.config.greedy else block.config.temperature
-        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-            rollouts = block.sampler.generate(
-                params,
-                block.contexts,
-                block.mask,
-                group_size=samples,
-                key=key,
-                temperature=temperature,
-            )
+        dialogue = Dialogue(
+            block.sampler,
+            lambda: params,
+            key=key,
+            context_limit=block.config.max_prompt_length,
+            temperature=temperature,
+            mesh=self._mesh,
+            keeps=turns_of(block.task) > 1,
+        )
+        rollouts = dialogue.begin(block.contexts, block.mask, group_size=samples)
         repeated = prompts.take(np.repeat(np.arange(len(prompts)), samples).tolist())
         texts, verdicts = read_and_judge(
             self._tokenizer,
@@ -152,13 +154,6 @@ class Evaluator:
             rollouts.mask,
         )
 
-        def generate(contexts, mask, turn):
-            own = jax.random.fold_in(key, turn)
-            with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-                return block.sampler.generate(
-                    params, contexts, mask, key=own, temperature=temperature
-                )
-
         answers = in_turns(
             rollouts,
             texts,
@@ -167,8 +162,7 @@ class Evaluator:
             task=block.task,
             pool=self._pool,
             tokenizer=self._tokenizer,
-            generate=generate,
-            context_limit=block.config.max_prompt_length,
+            generate=dialogue.go_on,
             chat_template_arguments=self._template_arguments,
         )
         rollouts, verdicts = answers.rollouts, list(answers.verdicts)

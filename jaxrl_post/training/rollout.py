@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import chex
@@ -31,11 +32,12 @@ from jaxrl_post.training.assembly import (
 from jaxrl_post.training.config import Config
 from jaxrl_post.training.curriculum import draw
 from jaxrl_post.training.demonstrations import DemonstrationStore
+from jaxrl_post.training.dialogue import Dialogue
 from jaxrl_post.training.history import History
 from jaxrl_post.training.judging import judging_early, read_and_judge
 from jaxrl_post.training.posteriors import Posteriors
 from jaxrl_post.training.prefixes import continue_prefixes
-from jaxrl_post.training.turns import in_turns
+from jaxrl_post.training.turns import in_turns, turns_of
 from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Prompts, Verdict
 
@@ -81,6 +83,7 @@ class _Source:
 
     Attributes:
       params: parameters of the policy.
+      shared: whether the device has something else to do as well.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class _Source:
             it may donate them.
         """
         self.params, self._meanwhile = params, meanwhile
+        self.shared = meanwhile is not None
 
     def sampled(self) -> None:
         """Some completions are sampled."""
@@ -103,8 +107,6 @@ class _Source:
 
 _OF_PREFIX = 1 << 20
 """Folded into a round's key for the policy's continuations of demonstrations."""
-_OF_TURN = 1 << 21
-"""Folded into it, and a turn's number added, for the turns after the first."""
 
 
 class Collector:
@@ -288,17 +290,24 @@ class Collector:
             groups = demonstrated_groups(encoded.prompts, contexts, mask, given)
             return groups.take(np.flatnonzero(given.available).tolist())
         start, before = time.perf_counter(), times["time/generate"]
-        answered = self._sample(source, contexts, mask, key, encoded.prompts, times)
+        dialogue = Dialogue(
+            self._sampler,
+            lambda: source.params,
+            key=key,
+            context_limit=limit,
+            mesh=self._mesh,
+            # Beside an update there is no room for caches.
+            keeps=turns_of(self._task) > 1 and not source.shared,
+        )
+        sample = partial(dialogue.begin, contexts, mask)
+        answered = self._sample(source, sample, encoded.prompts, times)
         answers = in_turns(
             *answered,
             encoded,
             task=self._task,
             pool=self._pool,
             tokenizer=self._tokenizer,
-            generate=lambda contexts, mask, turn: self._generate(
-                source, contexts, mask, 1, jax.random.fold_in(key, _OF_TURN + turn)
-            ),
-            context_limit=limit,
+            generate=dialogue.go_on,
             chat_template_arguments=self._config.model.chat_template_arguments,
         )
         generated = times["time/generate"] - before
@@ -314,7 +323,7 @@ class Collector:
         )
 
     def _sample(
-        self, source, contexts, mask, key, prompts, times
+        self, source, begin, prompts, times
     ) -> tuple[Rollouts, list[str], list[Verdict]]:
         """First turns, their texts and verdicts.
 
@@ -324,7 +333,7 @@ class Collector:
         start, size = time.perf_counter(), self._config.training.group_size
 
         def sample(ended=None):
-            rollouts = self._generate(source, contexts, mask, size, key, ended)
+            rollouts = begin(group_size=size, ended=ended)
             times["time/generate"] += time.perf_counter() - start
             source.sampled()
             return rollouts
@@ -337,12 +346,6 @@ class Collector:
             self._tokenizer, self._pool, self._task.judge, asked
         ) as early:
             return sample(early.add), *early.answers()
-
-    def _generate(self, source, contexts, mask, size, key, ended=None):
-        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-            return self._sampler.generate(
-                source.params, contexts, mask, group_size=size, key=key, ended=ended
-            )
 
     def _judge(self, prompts, tokens, mask):
         """Texts and verdicts of G answers to each prompt, in rows ``p * G + g``."""
@@ -382,13 +385,13 @@ class Collector:
         # One width for all of a run's prefixes: a program each would cost more.
         width = self._config.task.max_prompt_length + given.tokens.shape[1]
         width = fit_width(contexts.shape[1], width)
-        rollouts = self._generate(
-            source,
-            pad_left(contexts, width),
-            pad_left(mask, width),
-            1,
-            jax.random.fold_in(key, _OF_PREFIX),
-        )
+        with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+            rollouts = self._sampler.generate(
+                source.params,
+                pad_left(contexts, width),
+                pad_left(mask, width),
+                key=jax.random.fold_in(key, _OF_PREFIX),
+            )
         whole = continue_prefixes(given, kept, goes_on, rollouts)
         texts, verdicts = self._judge(groups.prompts, whole.tokens, whole.mask)
         judged = np.array([v.reward is not None for v in verdicts])

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import chex
 import jax
 import numpy as np
 
-from jaxrl_post.generation import Sampler
+from jaxrl_post.generation import EncodedPrompts, Sampler
 from jaxrl_post.isolation import JudgePool
 from jaxrl_post.models.memory import on_device
 from jaxrl_post.recipes.groups import Groups
 from jaxrl_post.recipes.recipe import Recipe
 from jaxrl_post.tasks import Task
+from jaxrl_post.training.dialogue import Dialogue
 from jaxrl_post.training.judging import read_and_judge
 from jaxrl_post.training.state import TrainState, merge_params
 from jaxrl_post.training.teacher_contexts import TeacherContexts
+from jaxrl_post.training.turns import in_turns, turns_of
 
 
 def teacher_params(recipe: Recipe, state: TrainState) -> chex.ArrayTree | None:
@@ -44,8 +46,11 @@ def teacher_accuracy(
     samples: int,
     key: jax.Array,
     mesh: jax.sharding.Mesh | None = None,
+    chat_template_arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Answers of the teacher, judged, beside the student's to the same questions.
+
+    They have as many turns as the student's.
 
     Of each question that is distilled, the context that most of its samples have is
     asked. The student's accuracy is that of its groups; where a sibling's success is
@@ -63,6 +68,7 @@ def teacher_accuracy(
       samples: answers to each question.
       key: a PRNG key.
       mesh: that the parameters lie on.
+      chat_template_arguments: as for prompts.
 
     Returns:
       ``teacher/accuracy``, ``teacher/student_accuracy``, ``teacher/questions`` (that
@@ -76,26 +82,39 @@ def teacher_accuracy(
     )
     # As many rows at every step, so that the sampler is compiled once.
     filled = np.pad(rows, (0, len(groups) - len(rows)), mode="edge")
-    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        rollouts = sampler.generate(
-            params,
-            contexts.contexts[filled],
-            contexts.context_mask[filled],
-            group_size=samples,
-            key=key,
-        )
+    dialogue = Dialogue(
+        sampler,
+        lambda: params,
+        key=key,
+        context_limit=contexts.contexts.shape[1],
+        mesh=mesh,
+        keeps=turns_of(task) > 1,
+    )
+    rollouts = dialogue.begin(
+        contexts.contexts[filled], contexts.context_mask[filled], group_size=samples
+    )
     count = len(asked) * samples
-    _, verdicts = read_and_judge(
-        tokenizer,
-        pool,
-        task.judge,
-        groups.prompts.take(np.repeat(asked, samples).tolist()),
-        rollouts.tokens[:count],
-        rollouts.mask[:count],
+    rollouts = jax.tree.map(lambda x: x[:count], rollouts)
+    prompts = groups.prompts.take(asked.tolist())
+    each = prompts.take(np.repeat(np.arange(len(asked)), samples).tolist())
+    texts, verdicts = read_and_judge(
+        tokenizer, pool, task.judge, each, rollouts.tokens, rollouts.mask
+    )
+    shown = contexts.contexts[rows], contexts.context_mask[rows]
+    answers = in_turns(
+        rollouts,
+        texts,
+        verdicts,
+        EncodedPrompts(prompts, *shown, ()),
+        task=task,
+        pool=pool,
+        tokenizer=tokenizer,
+        generate=dialogue.go_on,
+        chat_template_arguments=chat_template_arguments,
     )
     own = [_own_accuracy(groups, int(p)) for p in asked]
     return {
-        "teacher/accuracy": float(np.mean([bool(v.success) for v in verdicts])),
+        "teacher/accuracy": float(np.mean([bool(v.success) for v in answers.verdicts])),
         "teacher/student_accuracy": float(np.mean(own)),
         "teacher/questions": float(len(asked)),
     }

@@ -101,11 +101,6 @@ class Trainer:
         longest = config.task.max_prompt_length
         if turns_of(task) > 1:  # the turns before are context too
             longest += config.sampling.max_new_tokens
-            if training.teacher_samples:
-                raise InputError(
-                    f"{stage.key('training.teacher_samples')}: a teacher's answers of "
-                    f"several turns (task {task.name!r}) are not measured; set null."
-                )
         self.sampler = sampler = open_sampler(
             self.policy,
             self.tokenizer,
@@ -361,6 +356,7 @@ class Trainer:
             samples=training.teacher_samples,
             key=key,
             mesh=self.mesh,
+            chat_template_arguments=self.config.model.chat_template_arguments,
         )
         return {**metrics, "time/teacher": time.perf_counter() - start}
 

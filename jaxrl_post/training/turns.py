@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from jaxrl_post.generation import (
     EncodedPrompts,
     Rollouts,
     decode_responses,
-    pad_contexts,
     quote_special_tokens,
     tokenize_prompts,
 )
@@ -20,11 +19,27 @@ from jaxrl_post.isolation import JudgePool
 from jaxrl_post.isolation.templates import render
 from jaxrl_post.tasks import Task
 from jaxrl_post.training.judging import judge_texts, kept_tokens, with_tokens
-from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Message, Verdict
 
-Generate = Callable[[np.ndarray, np.ndarray, int], Rollouts]
-"""``generate(contexts, context_mask, turn)``: one response to each context."""
+
+class Turn(NamedTuple):
+    """What answers go on from.
+
+    Attributes:
+      number: counted from 0; the first turn is none of these.
+      rows: which answers.
+      before: token ids of each one's prompt and turns, observations included.
+      observed: token ids of what it is told now.
+    """
+
+    number: int
+    rows: list[int]
+    before: list[list[int]]
+    observed: list[list[int]]
+
+
+Generate = Callable[[Turn], Rollouts]
+"""Samples a turn of each answer; see `Dialogue.go_on`."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +75,7 @@ def go_on(
     """Lets the policy go on behind the observations that its first turns were given.
 
     An answer goes on while its verdict has an observation, its last turn ended by
-    itself, turns are left, and T tokens hold the observation and one more. The prefix
-    is computed anew in every turn.
+    itself, turns are left, and T tokens hold the observation and one more.
 
     Args:
       rollouts: the first turns, ``[B, T]``.
@@ -69,7 +83,7 @@ def go_on(
       contexts: token ids of the prompt of each.
       turns: of an answer, at most.
       tokenizer: a transformers tokenizer.
-      generate: samples the next turn; what exceeds T is cut off.
+      generate: samples a turn; what exceeds T is cut off.
       judge: ``judge(rows, texts, tokens)``, the verdicts on whole answers, of which
         these are all tokens.
       chat_template_arguments: as for prompts.
@@ -87,7 +101,9 @@ def go_on(
     written, said, found = mask.copy(), [*texts], [*verdicts]
     width = mask.shape[1]
     for turn in range(1, turns):
-        rows, added, before = [], [], []
+        rows: list[int] = []
+        added: list[list[int]] = []
+        before: list[list[int]] = []
         for row in np.flatnonzero(stopped).tolist():
             if (observation := found[row].observation) is None:
                 continue
@@ -99,10 +115,10 @@ def go_on(
             if length + len(ids) < width:
                 rows.append(row)
                 added.append(ids)
-                before.append([*contexts[row], *own, *ids])
+                before.append([*contexts[row], *own])
         if not rows:
             break
-        new = generate(*pad_contexts(before), turn)
+        new = generate(Turn(turn, rows, before, added))
         pieces = decode_responses(tokenizer, new.tokens, new.mask)
         for i, row in enumerate(rows):
             start = int(mask[row].sum())
@@ -145,7 +161,6 @@ def in_turns(
     pool: JudgePool,
     tokenizer: Any,
     generate: Generate,
-    context_limit: int,
     chat_template_arguments: Mapping[str, Any] | None = None,
 ) -> Answers:
     """First turns, and those that a task of several (``task.turns``) lets follow.
@@ -155,7 +170,6 @@ def in_turns(
       encoded: the prompts.
       task, pool: who judges, and where.
       tokenizer, generate, chat_template_arguments: as in `go_on`.
-      context_limit: tokens of a prompt, at most.
     """
     turns = turns_of(task)
     if turns == 1:
@@ -166,11 +180,6 @@ def in_turns(
         row[kept].tolist()
         for row, kept in zip(encoded.contexts, encoded.context_mask, strict=True)
     ]
-    limit = context_limit + rollouts.tokens.shape[1]
-
-    def widened(contexts, mask, turn):
-        width = fit_width(contexts.shape[1], limit)
-        return generate(pad_left(contexts, width), pad_left(mask, width), turn)
 
     def judge(rows, whole, tokens):
         prompts = encoded.prompts.take(asked[rows].tolist())
@@ -184,7 +193,7 @@ def in_turns(
         [ids[p] for p in asked],
         turns=turns,
         tokenizer=tokenizer,
-        generate=widened,
+        generate=generate,
         judge=judge,
         chat_template_arguments=chat_template_arguments,
     )

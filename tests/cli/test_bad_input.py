@@ -223,6 +223,10 @@ COMMAND_LINES = [
     (["train"], "CONFIG"),
     (["report"], "RUN"),
     (["evaluate"], "WHAT"),
+    (["discover"], "are required: CONFIG ("),
+    (["discover", "good.yaml", "--problem", "no.json"], "'no.json': there is no such"),
+    (["discover", "good.yaml", "--problem", "object.json"], "good.yaml reads no file"),
+    (["discover", "good.yaml"], "learns nothing as long as nothing succeeds"),
     (["sample"], "MODEL"),
     (train("--wat"), "unrecognized argument '--wat'"),
     (["evaluate", "good.yaml", "--jsno"], "'--jsno'; did you mean '--json'?"),
@@ -326,6 +330,7 @@ SECTIONS = [
     (train("evaluation.held.greedy=true"), "set samples to 1"),
     (train("evaluation.a/b.rows=1"), "evaluation.'a/b': a block's name"),
     (train("evaluation.held.smaples=2"), "did you mean 'samples'?"),
+    (train("evaluation.held.stop=END"), "evaluation.held.stop='END': expected a list"),
     (train("evaluation.held.rows=0"), "evaluation.held.rows=0: must be at least 1"),
     (train("evaluation=3"), "evaluation=3: expected a section of keys"),
 ]

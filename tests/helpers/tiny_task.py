@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jaxrl_post.tasks import Row, RowsTask, StreamTask
 from jaxrl_post.types import Verdict
 
@@ -14,6 +16,19 @@ def judge(prompts, completions):
         extra = {"parsed": bool(completion), "answer": completion[:1]}
         verdicts.append(Verdict(float(right), right, extra=extra))
     return verdicts
+
+
+def answering_judge(prompts, completions):
+    """The same, and lets every turn go on."""
+    verdicts = judge(prompts, completions)
+    return [replace(verdict, observation="so?") for verdict in verdicts]
+
+
+def load_in_turns(split="train", count=10):
+    """The same questions, for answers of up to three turns."""
+    rows = load(split, count).rows(range(count))
+    rows = [Row(*row) for row in zip(rows.ids, rows.messages, strict=True)]
+    return RowsTask("tiny", rows, answering_judge, turns=3)
 
 
 def load(split="train", count=10):

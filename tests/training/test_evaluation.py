@@ -51,3 +51,20 @@ def test_blocks_with_the_same_questions_share_a_task(tiny_config):
     blocks = {"a": rows, "b": {**rows, "greedy": True}, "c": {**rows, "split": "train"}}
     opened = open_tasks(tiny_config(evaluation=blocks))
     assert opened["a"] is opened["b"] is not opened["c"]
+
+
+def test_blocks_end_where_training_does_unless_they_say_otherwise(tiny_config):
+    blocks = {
+        "same": {"rows": 4},
+        "other": {"rows": 4, "task": "tiny_task:load"},
+        "own": {"rows": 4, "stop": ["x"]},
+        "none": {"rows": 4, "stop": []},
+    }
+    config = tiny_config(sampling={"stop": ["a", "b"]}, evaluation=blocks)
+    stops = {name: config.evaluation[name].stop for name in blocks}
+    assert stops == {"same": ("a", "b"), "other": (), "own": ("x",), "none": ()}
+    rows = {"rows": 4, "samples": 4, "split": "test", "max_new_tokens": 100}
+    few = [chr(i) for i in range(ord("a"), ord("z"))]
+    blocks = {"short": {**rows, "stop": few}, "long": rows}
+    found, _ = measured(tiny_config(evaluation=blocks))
+    assert found["eval/short/length"] < 0.5 * found["eval/long/length"]

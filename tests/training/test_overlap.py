@@ -31,7 +31,7 @@ def test_what_has_ended_is_judged_while_others_are_decoded(
 ):
     """The sampler goes on when all that it has given away is judged, at a pace that
     only a judge beside it can keep. The results are those of judging at the end."""
-    stream, parts = Sampler.stream, Counter()
+    stream, parts = Sampler.follow, Counter()
 
     def patient(self, *args, **options):
         given = sum(parts.elements())
@@ -58,7 +58,7 @@ def test_what_has_ended_is_judged_while_others_are_decoded(
             **common,
         )
         with monkeypatch.context() as patch:
-            patch.setattr(Sampler, "stream", pace)
+            patch.setattr(Sampler, "follow", pace)
             training.run(config)
     assert sum(parts.elements()) == 16 and parts.total() > 2
     assert_same_run(tmp_path / "early", tmp_path / "late")

@@ -11,6 +11,7 @@ import pytest
 from tiny_policy import PARAMS
 
 from jaxrl_post import recipes
+from jaxrl_post.generation import Rollouts
 from jaxrl_post.models import load
 from jaxrl_post.recipes import Reprompt
 from jaxrl_post.training.state import init_state
@@ -31,14 +32,17 @@ class Parrot:
     def __init__(self, tokenizer):
         self.tokenizer, self.asked = tokenizer, []
 
-    def generate(self, params, contexts, mask, *, group_size, key):
+    max_new_tokens = 1
+
+    def generate(self, params, contexts, mask, *, group_size, **options):
         answers = []
         for row, keep in zip(contexts, mask, strict=True):
             self.asked.append(self.tokenizer.decode(row[keep]))
             first = "q0" in self.asked[-1]
             answers += ["y"] + ["n" if first else "y"] * (group_size - 1)
         tokens = [self.tokenizer(text)["input_ids"] for text in answers]
-        return SimpleNamespace(tokens=np.array(tokens), mask=np.ones((len(tokens), 1)))
+        whole = np.ones((len(tokens), 1))
+        return Rollouts(np.array(tokens), whole, whole, whole, whole[:, 0] > 0)
 
 
 POOL = SimpleNamespace(judge=lambda judge, prompts, texts: judge(prompts, texts))

@@ -118,9 +118,9 @@ def test_an_answer_goes_on_behind_the_calculator(tiny_model):
     prompts, width = task.rows([0]), 12
     contexts, turns = [], []
 
-    def generate(context, mask, turn):
-        contexts.append(context[mask].tolist())
-        turns.append(turn)
+    def generate(turn):
+        contexts.append([*turn.before[0], *turn.observed[0]])
+        turns.append((turn.number, turn.rows))
         return first_turn(tokenizer, "+1=", width)
 
     rollouts = first_turn(tokenizer, "17*6=", width)
@@ -136,7 +136,7 @@ def test_an_answer_goes_on_behind_the_calculator(tiny_model):
     )
     end = tokenizer.eos_token_id
     one, said = (tokenizer(x)["input_ids"] for x in ("17*6=", "102"))
-    assert contexts == [[9, 9, *one, end, *said]] and turns == [1]
+    assert contexts == [[9, 9, *one, end, *said]] and turns == [(1, [0])]
     # 6 + 3 tokens leave 3 of the second turn's 4: it is cut, and has no third.
     two = tokenizer("+1=")["input_ids"]
     assert answers.rollouts.tokens[0].tolist() == [*one, end, *said, *two]
