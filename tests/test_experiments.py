@@ -195,10 +195,10 @@ def test_replayed_multipliers_are_those_given(experiments):
             params, state, information=jnp.asarray(gain)
         )
         seen.append(float(updates[0]))
-        assert float(state.multiplier) == pytest.approx(seen[-1])
+        assert float(state[0].multiplier) == pytest.approx(seen[-1])
     assert seen == pytest.approx([0.5, 2.0, 3.0, 3.0])
     plain = scale_by_information(1.0).init(params)
-    assert jax.tree.structure(plain) == jax.tree.structure(state)
+    assert jax.tree.structure(plain) == jax.tree.structure(state[0])
 
 
 def test_misled_samples_are_shown_wrong_answers(experiments):

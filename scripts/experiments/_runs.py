@@ -149,6 +149,7 @@ def train(
     settings: Sequence[str],
     evaluation: Mapping[str, Any],
     core: int | None = None,
+    method: tuple[str, ...] = (),
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Runs `jaxrl-post train` with a config of `configs/` in a folder of its own.
 
@@ -158,6 +159,7 @@ def train(
       evaluation: the blocks in the place of the config's.
       core: of a process of its own, pinned there, with one thread; None: this process,
         which saves the start and the report.
+      method: of `_programs.kept`, in this process; empty: nothing is kept.
 
     Returns:
       The rows of its metrics, and all settings as they were resolved.
@@ -169,7 +171,7 @@ def train(
         told = [*settings, f"run.dir={folder}/run", "run.judge_workers=1"]
         told.append(f"evaluation={json.dumps(evaluation)}")
         if core is None:
-            _here(f"configs/{config}.yaml", told)
+            _here(f"configs/{config}.yaml", told, method)
         else:
             _pinned(f"configs/{config}.yaml", told, core)
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
@@ -178,7 +180,7 @@ def train(
     return [json.loads(line) for line in lines], resolved
 
 
-def _here(config: str, overrides: Sequence[str]) -> None:
+def _here(config: str, overrides: Sequence[str], method: tuple[str, ...]) -> None:
     os.chdir(ROOT)
     # Before jax starts, and the same wherever a run is repeated.
     os.environ.setdefault("XLA_FLAGS", ONE_THREAD)
@@ -186,8 +188,11 @@ def _here(config: str, overrides: Sequence[str]) -> None:
     from jaxrl_post.training.config import load_config
     from jaxrl_post.training.loop import run
 
+    from ._programs import kept
+
     check_compilation_cache()
     with (
+        kept(*method) if method else contextlib.nullcontext(),
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
@@ -236,7 +241,8 @@ def run(study: Study, size: str, job: Job, before: Rows = ()) -> dict[str, Any]:
     if arm.after is not None:
         told += arm.derived(final(before, arm.after, job.seed))
     start = time.perf_counter()
-    rows, resolved = train(arm.config, told, what.evaluation)
+    names = (study.name, size, job.method)
+    rows, resolved = train(arm.config, told, what.evaluation, method=names)
     curve = {
         row["step"]: {
             name.removeprefix("eval/"): value

@@ -23,9 +23,14 @@ from jaxrl_post.reduction import Reduction
 from jaxrl_post.transforms import ScaleByInformationState, scale_by_information
 
 
+_NO_CAP = 1e9
+
+
 @dataclass(frozen=True)
 class Replayed(Information):
     """An information gain that is measured, and multipliers that ignore it.
+
+    They are kept in the state, so that other ones are the same program.
 
     Attributes:
       multipliers: of the updates in order, all positive; the last one stays.
@@ -34,16 +39,21 @@ class Replayed(Information):
     multipliers: tuple[float, ...] = (1.0,)
 
     def transform(self) -> optax.GradientTransformationExtraArgs:
-        gains = jnp.log(jnp.asarray(self.multipliers))
-        highest = max(1.0, *self.multipliers)
-        inner = scale_by_information(1.0, max_multiplier=highest)
+        inner = scale_by_information(1.0, max_multiplier=_NO_CAP)
+
+        def init(params):
+            return inner.init(params), jnp.log(jnp.asarray(self.multipliers))
 
         def update(updates, state, params=None, *, information=None, **extra):
             del information
-            gain = gains[jnp.minimum(state.finite, len(gains) - 1)]
-            return inner.update(updates, state, params, information=gain, **extra)
+            scale, gains = state
+            gain = gains[jnp.minimum(scale.finite, len(gains) - 1)]
+            updates, scale = inner.update(
+                updates, scale, params, information=gain, **extra
+            )
+            return updates, (scale, gains)
 
-        return optax.GradientTransformationExtraArgs(inner.init, update)
+        return optax.GradientTransformationExtraArgs(init, update)
 
     def __str__(self) -> str:
         return f"times {len(self.multipliers)} given multipliers"
