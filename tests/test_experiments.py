@@ -176,7 +176,10 @@ def test_every_arm_is_a_config(experiments, runs):
                 stages = make_stages(config)
                 assert stages[-1].last == size.steps
                 assert config.run.seed == 3
-                assert stages[-1].config.training.evaluate_every == size.steps // 2
+                assert (
+                    stages[-1].config.training.evaluate_every
+                    == size.steps // size.evaluations
+                )
     sys.path.remove(str(ROOT))
 
 

@@ -64,6 +64,7 @@ class Size(NamedTuple):
       evaluation: the blocks; "validation" chooses, the others report.
       rates: learning rates, the same for every method.
       tuned_on, seeds: seeds of the two phases.
+      evaluations: after the one before the first step, evenly.
     """
 
     steps: int
@@ -72,6 +73,7 @@ class Size(NamedTuple):
     rates: tuple[float, ...]
     tuned_on: tuple[int, ...]
     seeds: tuple[int, ...]
+    evaluations: int = 2
 
     def reduced(self, evaluation: Mapping[str, Any], steps: int = 6) -> Size:
         """For `--quick`: two questions a step, one seed to tune on, two to report."""
@@ -117,6 +119,7 @@ class Study(NamedTuple):
       plots: the series that are drawn.
       headline: how many of the claims, from the first, the protocol names as such; the
         others are exploratory.
+      weights: of the model that is trained, whose hash rows keep.
     """
 
     name: str
@@ -128,6 +131,7 @@ class Study(NamedTuple):
     columns: Mapping[str, Number]
     plots: tuple[str, ...] = ()
     headline: int = 0
+    weights: Path = WEIGHTS
 
     @property
     def path(self) -> Path:
@@ -220,7 +224,7 @@ def settings(arm: Arm, size: Size, seed: int, rate: float) -> list[str]:
     return [
         *size.overrides,
         f"training.steps={size.steps}",
-        f"training.evaluate_every={half}",
+        f"training.evaluate_every={size.steps // size.evaluations}",
         *(text.replace("HALF", half) for text in arm.overrides),
         f"optimizer.learning_rate={rate}",
         f"run.seed={seed}",
@@ -257,7 +261,7 @@ def run(study: Study, size: str, job: Job, before: Rows = ()) -> dict[str, Any]:
         "method": job.method,
         "domain": study.domain,
         "model": resolved["model"]["path"],
-        "base_sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(),
+        "base_sha256": hashlib.sha256(study.weights.read_bytes()).hexdigest(),
         "seed": job.seed,
         "phase": job.phase,
         "size": size,
@@ -313,6 +317,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The rows that are there."""
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines()]
+
+
+def append(path: Path, row: Row) -> None:
+    """Adds a row to a file, which is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def final(rows: Rows, method: str, seed: int) -> Row:
@@ -393,6 +404,12 @@ def finals(rows: Rows) -> dict[str, dict[int, Row]]:
     return found
 
 
+def seeds(study: Study, count: int) -> str:
+    """How many there are, and of how many by the protocol where some are missing."""
+    wanted = len(study.sizes["default"].seeds)
+    return str(count) if count >= wanted else f"{count} of {wanted}: incomplete"
+
+
 def table(study: Study, rows: Rows) -> str:
     """The methods, their final seeds taken together, in Markdown.
 
@@ -405,7 +422,7 @@ def table(study: Study, rows: Rows) -> str:
         of_method = list(by_seed.values())
         cells = {
             "method": method,
-            "seeds": str(len(of_method)),
+            "seeds": seeds(study, len(of_method)),
             "learning rate": ", ".join(
                 f"{rate:g}" for rate in sorted({r["learning_rate"] for r in of_method})
             ),
@@ -421,7 +438,8 @@ def table(study: Study, rows: Rows) -> str:
 
 def show(values: Sequence[float], predict: bool = False) -> str:
     """A mean, the half-width of its interval, and where a new seed is expected."""
-    if any(map(math.isnan, values)):
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
         return ""
     interval = mean_interval(values)
     text = f"{interval.mean:.3f}"
@@ -461,9 +479,7 @@ def main(study: Study) -> None:
         if job is None:
             break
         row = run(study, name, job, rows)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(path, row)
         print(*job, f"{last(row, VALIDATION):.3f}", row["time/seconds"], flush=True)
     print(table(study, read(path)))
 

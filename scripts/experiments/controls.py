@@ -1,8 +1,9 @@
-"""Recipes that take PGPO's explanation apart, for `recipe.name` in a config.
+"""Recipes that take PGPO's explanation apart, for `recipe.name` in a config; a teacher.
 
 ``recipe.name=scripts.experiments.controls:replayed`` is PGPO whose multipliers are
 given beforehand; ``...:misled`` shows some samples a wrong sibling's answer;
-``...:braked`` takes shorter steps as the teacher's entropy rises.
+``...:braked`` takes shorter steps as the teacher's entropy rises. ``...:verbose`` is a
+task: the science task, whose worked solutions are long.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from jaxrl_post import recipes
 from jaxrl_post.recipes.recipe import Information, Recipe
 from jaxrl_post.recipes.reprompt import Privileged, Reprompt
 from jaxrl_post.reduction import Reduction
+from jaxrl_post.tasks import Row, RowsTask, science
 from jaxrl_post.transforms import ScaleByInformationState, scale_by_information
-
 
 _NO_CAP = 1e9
 
@@ -174,3 +175,21 @@ def braked(*, window: int = 5, share: float = 0.0, **arguments: Any) -> Recipe:
         terms=(replace(term, scores=scores),),
         information=Braked(mask=recipe.information.mask, window=window),
     )
+
+
+def verbose(split: str = "train", **options: Any) -> RowsTask:
+    """The science task with a teacher who writes all working twice.
+
+    Args: as of `tasks.science.load`.
+    """
+    task = science.load(split, **options)
+    found = task.rows(range(len(task)))
+    fields = (found.ids, found.messages, found.columns, found.demonstrations)
+    rows = [_twice(Row(*row)) for row in zip(*fields, strict=True)]
+    return RowsTask("verbose", rows, task.judge)
+
+
+def _twice(row: Row) -> Row:
+    assert row.demonstration is not None
+    working, mark, answer = row.demonstration.rpartition("answer ")
+    return replace(row, demonstration=f"{working}{working}{mark}{answer}")

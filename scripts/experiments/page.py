@@ -8,9 +8,20 @@ A verdict comes from the interval by `_statistics.verdict`; what was not run say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
-from . import _runs, beyond, hapo_vs_mixed, pgpo_vs_sdpo, sdpo_claims, stability
+from . import (
+    _runs,
+    beyond,
+    gates,
+    hapo_vs_mixed,
+    new_seed,
+    pgpo_vs_sdpo,
+    real_model,
+    sdpo_claims,
+    stability,
+)
 from ._runs import EVIDENCE, VALIDATION, Claim, Row, Rows, Study, finals
 from ._statistics import Interval, mean_interval, verdict
 
@@ -20,6 +31,8 @@ STUDIES = (
     stability.STUDY,
     beyond.STUDY,
     sdpo_claims.STUDY,
+    gates.STUDY,
+    real_model.STUDY,
 )
 COVARIANCE = {
     "mean_multiplier": "mean ρ",
@@ -33,7 +46,10 @@ HEADS = ("claim", "paper's number", "ours", "seeds", "verdict", "command")
 
 
 def estimate(claim: Claim, rows: Rows) -> Interval | None:
-    """The claim's number over the seeds that both methods have; None without any."""
+    """The claim's number over the seeds that both methods have; None without any.
+
+    A run without such a number, NaN, does not count.
+    """
     by_method = finals(rows)
     ours = by_method.get(claim.method, {})
     if claim.against is None:
@@ -44,6 +60,7 @@ def estimate(claim: Claim, rows: Rows) -> Interval | None:
             claim.number(ours[seed]) - claim.number(theirs[seed])
             for seed in sorted(ours.keys() & theirs.keys())
         ]
+    values = [value for value in values if not math.isnan(value)]
     return mean_interval(values) if values else None
 
 
@@ -56,7 +73,8 @@ def claims_table(studies: Sequence[Study] = STUDIES) -> str:
             found = estimate(claim, rows)
             says = ("", "", "not run")
             if found is not None:
-                says = (str(found), str(found.seeds), verdict(found, claim.margin))
+                count = _runs.seeds(study, found.seeds)
+                says = (str(found), count, verdict(found, claim.margin))
             mark = "**" if number < study.headline else ""
             lines.append(
                 f"| {mark}{claim.text}{mark} | {claim.paper} | {says[0]} | {says[1]} "
@@ -75,7 +93,7 @@ def tables() -> dict[str, str]:
     lines = [f"| {' | '.join(cells)} |", "|" + "---|" * len(cells)]
     lines.append(f"| {' | '.join(cells.values())} |")
     found["covariance"] = "\n".join(lines) if cells else ""
-    return {"claims": claims_table(), **found}
+    return {"claims": claims_table(), "new_seed": new_seed.table(), **found}
 
 
 def mean_line(

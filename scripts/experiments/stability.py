@@ -26,7 +26,9 @@ Protocol, fixed before the runs (exploratory)
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable, Sequence
 
 from . import _runs
 from ._runs import VALIDATION, Arm, Claim, Row, Size, Study, best, last, mean, series
@@ -66,6 +68,69 @@ def _rise(row: Row) -> float:
     return mean(entropies[-quarter:]) / first if entropies else first
 
 
+def first_where(values: Sequence[float], holds: Callable[[float, list], bool]) -> float:
+    """The first step at which ``holds(mean, earlier means)``, means over six steps.
+
+    Returns:
+      The step, counted from 1; infinity where there is none.
+    """
+    means: list[float] = []
+    for step in range(WINDOW, len(values) + 1):
+        now = mean(values[step - WINDOW : step])
+        if means and holds(now, means):
+            return step
+        means.append(now)
+    return math.inf
+
+
+def fall(row: Row) -> float:
+    """The step at which the reward has lost half of the highest that it had."""
+    return first_where(
+        series(row, "reward/mean"), lambda now, before: now < 0.5 * max(before)
+    )
+
+
+def entropy_warns(row: Row) -> float:
+    """The step at which the teacher's entropy is half above the lowest that it had."""
+    return first_where(
+        series(row, "information/teacher_entropy"),
+        lambda now, before: now > 1.5 * min(before),
+    )
+
+
+def gain_warns(row: Row) -> float:
+    """The first step with a negative gain, batch by batch."""
+    gains = enumerate(series(row, "information/gain"), 1)
+    return next((step for step, gain in gains if gain < 0), math.inf)
+
+
+def _lead(row: Row) -> float:
+    """Steps from the entropy's warning to the gain's, neither counted after the fall.
+
+    NaN of a run that does not fall.
+    """
+    end = fall(row)
+    if math.isinf(end):
+        return math.nan
+    return min(gain_warns(row), end) - min(entropy_warns(row), end)
+
+
+def _step(find: Callable[[Row], float]) -> Callable[[Row], float]:
+    """NaN for a run in which it is not."""
+
+    def number(row: Row) -> float:
+        step = find(row)
+        return math.nan if math.isinf(step) else step
+
+    return number
+
+
+def _happens(find: Callable[[Row], float]) -> Callable[[Row], float]:
+    """1 for a run in which it does; the mean over runs is their share."""
+    return lambda row: float(not math.isinf(find(row)))
+
+
+WINDOW = 6
 DEFAULT = Size(
     steps=48,
     overrides=COMMON,
@@ -132,6 +197,16 @@ STUDY = Study(
             )
         ),
         Claim(
+            "the teacher's entropy warns of SDPO's fall before the gain (steps)",
+            "none",
+            "SDPO",
+            None,
+            _lead,
+            margin=1.0,
+        ),
+        Claim("the brake ends above SDPO", "none", "brake", "SDPO", test_score(last)),
+        Claim("the brake ends above PGPO", "none", "brake", "PGPO", test_score(last)),
+        Claim(
             "an EMA teacher ends above a live one (SDPO)",
             "29.8 → 45.3 (SDPO, LiveCodeBench, average)",
             "SDPO, EMA teacher",
@@ -146,6 +221,12 @@ STUDY = Study(
         "mean ρ": lambda row: mean(series(row, "information/multiplier")),
         "I < 0": lambda row: mean(series(row, "information/negative")),
         "teacher entropy, last quarter over first": _rise,
+        "runs that fall": _happens(fall),
+        "at step": _step(fall),
+        "runs whose teacher's entropy warns": _happens(entropy_warns),
+        "at step ": _step(entropy_warns),
+        "runs with I < 0": _happens(gain_warns),
+        "first at step": _step(gain_warns),
     },
     plots=("information/gain", "information/teacher_entropy"),
 )
