@@ -2,7 +2,8 @@
 
 A short run spends most of its time on what it has in common with the run before: making
 questions, tracing and compiling. `kept` lets it have them from there. The learning rate
-is an argument of the kept programs, so that runs may differ in it and in the seed.
+and PGPO's numbers are arguments of the kept programs, so that runs may differ in them
+and in the seed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from unittest import mock
 
@@ -18,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_post.recipes.recipe import Information
 from jaxrl_post.training import evaluation, loop, optimizer, setup, trainer, update
+from jaxrl_post.transforms import scale_by_information
 
 _KEPT: dict[Hashable, Any] = {}
 
@@ -35,7 +38,8 @@ def kept(*method: Hashable) -> Iterator[None]:
 
     Args:
       *method: runs with equal ones have equal configs, but for the run's seed and
-        folder, the learning rate and what a recipe keeps in the optimizer's state.
+        folder, the learning rate, sensitivity and bounds of the multiplier, and what a
+        recipe keeps in the optimizer's state.
     """
     number = itertools.count()  # of an update step in a run: stages have their own
 
@@ -89,5 +93,24 @@ def _make_optimizer(config: Any, updates: int, information: Any = None) -> Any:
     rate = optax.GradientTransformationExtraArgs(
         lambda params: jnp.asarray(config.learning_rate, jnp.float32), times
     )
+    if type(information) is Information and information.adapt is None:
+        same = {f.name: getattr(information, f.name) for f in fields(information)}
+        information = _Traced(**same)
     plain = optimizer.make_optimizer(unit, updates, information)
     return optax.with_extra_args_support(optax.chain(plain, rate))
+
+
+@dataclass(frozen=True)
+class _Traced(Information):
+    """Its numbers in the state."""
+
+    def transform(self) -> optax.GradientTransformationExtraArgs:
+        fixed = ("smoothing", "delay", "adapt")
+        make = optax.inject_hyperparams(scale_by_information, static_args=fixed)
+        return make(
+            self.sensitivity,
+            max_multiplier=self.max_multiplier,
+            min_multiplier=self.min_multiplier,
+            smoothing=self.smoothing,
+            delay=self.delay,
+        )

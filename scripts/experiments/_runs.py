@@ -47,12 +47,15 @@ class Arm(NamedTuple):
       after: the method whose final run with the same seed this one is made of; it is
         not tuned.
       derived: overrides made of that run's row.
+      program: the method whose compiled programs it can use: it differs from that in
+        numbers alone, see `_programs.kept`.
     """
 
     config: str
     overrides: tuple[str, ...] = ()
     after: str | None = None
     derived: Callable[[Row], tuple[str, ...]] = lambda row: ()
+    program: str | None = None
 
 
 class Size(NamedTuple):
@@ -245,7 +248,7 @@ def run(study: Study, size: str, job: Job, before: Rows = ()) -> dict[str, Any]:
     if arm.after is not None:
         told += arm.derived(final(before, arm.after, job.seed))
     start = time.perf_counter()
-    names = (study.name, size, job.method)
+    names = (study.name, size, arm.program or job.method)
     rows, resolved = train(arm.config, told, what.evaluation, method=names)
     curve = {
         row["step"]: {

@@ -104,9 +104,7 @@ STUDY = Study(
             _fewer,
         ),
         *(
-            Claim(
-                f"HAPO ends above {name}", "does not say", GOOD, name, test_score(last)
-            )
+            Claim(f"HAPO ends above {x}", "does not say", GOOD, x, test_score(last))
             for x in (THOMPSON, LASTS, ANNEALED, VERBOSE, PARTIAL)
         ),
         Claim(

@@ -99,7 +99,9 @@ STUDY = Study(
     arms={
         "SDPO": Arm("sdpo_science"),
         **{
-            f"PGPO {s}": Arm("pgpo_science", (f"recipe.sensitivity={s}",))
+            f"PGPO {s}": Arm(
+                "pgpo_science", (f"recipe.sensitivity={s}",), program="PGPO"
+            )
             for s in SENSITIVITIES
         },
     },

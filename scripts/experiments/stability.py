@@ -44,6 +44,10 @@ def _pgpo(*overrides: str) -> Arm:
     return Arm("pgpo_science", (*MISLED, "recipe.of=pgpo", LIVE, *overrides))
 
 
+def _like_pgpo(*overrides: str) -> Arm:
+    return _pgpo(*overrides)._replace(program="PGPO")
+
+
 def _longer(row: Row) -> tuple[str, ...]:
     rate = row["learning_rate"] * mean(series(row, "information/multiplier"))
     return (f"optimizer.learning_rate={rate:.6g}",)
@@ -146,9 +150,9 @@ STUDY = Study(
     name="stability",
     domain="chemistry, physics, biology, materials; made to fail",
     arms={
-        "SDPO": _pgpo("recipe.sensitivity=0.0"),
+        "SDPO": _like_pgpo("recipe.sensitivity=0.0"),
         "PGPO": _pgpo(),
-        "SDPO, rate x mean ρ": _pgpo("recipe.sensitivity=0.0")._replace(
+        "SDPO, rate x mean ρ": _like_pgpo("recipe.sensitivity=0.0")._replace(
             after="PGPO", derived=_longer
         ),
         "ρ permuted": Arm(
@@ -157,8 +161,8 @@ STUDY = Study(
             "PGPO",
             _permuted,
         ),
-        "floor at 1": _pgpo("recipe.min_multiplier=1.0"),
-        "damping only": _pgpo("recipe.max_multiplier=1.0"),
+        "floor at 1": _like_pgpo("recipe.min_multiplier=1.0"),
+        "damping only": _like_pgpo("recipe.max_multiplier=1.0"),
         "gain of the step before": _pgpo("recipe.delay=1"),
         "SDPO, EMA teacher": _pgpo("recipe.sensitivity=0.0", "recipe.teacher=ema"),
         "brake": Arm(
