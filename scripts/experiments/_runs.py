@@ -192,12 +192,14 @@ def _here(config: str, overrides: Sequence[str], method: tuple[str, ...]) -> Non
     # Before jax starts, and the same wherever a run is repeated.
     os.environ.setdefault("XLA_FLAGS", ONE_THREAD)
     from jaxrl_post.cli.cache import check_compilation_cache
+    from jaxrl_post.cli.memory import keep_freed_memory
     from jaxrl_post.training.config import load_config
     from jaxrl_post.training.loop import run
 
     from ._programs import kept
 
     check_compilation_cache()
+    keep_freed_memory()
     with (
         kept(*method) if method else contextlib.nullcontext(),
         open(os.devnull, "w") as nowhere,
