@@ -153,6 +153,101 @@ def test_rows_are_compared_without_times(runs):
     assert runs.differences(one, {**one, "new": 1}) == ["new"]
 
 
+def test_a_new_seed_is_held_against_the_final_rows(
+    experiments, runs, study, monkeypatch, tmp_path
+):
+    new_seed = experiments("new_seed")
+    monkeypatch.setattr(runs, "EVIDENCE", tmp_path)
+    number = study.claims[0].number
+    study = study._replace(headline=1, columns={new_seed.SCORE: number})
+    monkeypatch.setattr(new_seed, "STUDIES", (study,))
+    assert new_seed.table() == "" and list(new_seed.jobs(study)) == []
+    for method in ("a", "b"):
+        for seed, test in enumerate((0.4, 0.5, 0.6)):
+            runs.append(study.path, result(method, "final", seed, 1e-3, 0.4, test))
+    jobs = list(new_seed.jobs(study))
+    assert [job.method for job in jobs] == ["b", "a"]
+    assert {(job.phase, job.seed, job.rate) for job in jobs} == {("check", 100, 1e-3)}
+    # 99 %: .5 ± 9.92 x .1 x sqrt(4 / 3)
+    for method, test in (("b", 1.6), ("a", 1.7)):
+        runs.append(study.path, result(method, "check", 100, 1e-3, 0.4, test))
+    lines = new_seed.table().splitlines()
+    assert lines[2] == "| b | 3 | -0.646 to 1.646 | 1.600 | yes |"
+    assert lines[3].endswith("| 1.700 | no |")
+    assert list(new_seed.jobs(study)) == []
+    # It is no final row.
+    assert all(len(rows) == 3 for rows in runs.finals(runs.read(study.path)).values())
+
+
+def test_what_is_cut_short_is_called_incomplete(runs, study):
+    assert runs.seeds(study, 2) == "2"
+    assert runs.seeds(study, 1) == "1 of 2: incomplete"
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"sensitivity": 0.5}, {"min_multiplier": 1.0}, {"max_multiplier": 1.0}],
+)
+def test_kept_programs_take_the_steps_of_the_config(experiments, numbers):
+    """To the bit, and a program made for other numbers does so too."""
+    from jaxrl_post.recipes.recipe import Information
+    from jaxrl_post.training.config import OptimizerConfig
+    from jaxrl_post.training.optimizer import make_optimizer
+
+    make = experiments("_programs")._make_optimizer
+    program = jax.jit(make(OptimizerConfig(learning_rate=0.5), 9, Information()).update)
+    config = OptimizerConfig(learning_rate=3e-4)
+    kept, plain = (f(config, 9, Information(**numbers)) for f in (make, make_optimizer))
+    params = jnp.arange(3.0)
+    states = [kept.init(params), plain.init(params)]
+    for gain in (0.3, -0.2, 1.7):
+        grads = gain * jnp.asarray([0.1, 0.2, -0.3])
+        both = []
+        for number, update in enumerate((program, jax.jit(plain.update))):
+            updates, states[number] = update(
+                grads, states[number], params, information=jnp.asarray(gain)
+            )
+            both.append(updates.tolist())
+        assert both[0] == both[1]
+    with pytest.raises(ValueError, match="constant rate"):
+        make(OptimizerConfig(warmup_updates=1), 9)
+
+
+def test_falls_and_warnings_are_read_off_means(experiments):
+    stability = experiments("stability")
+    row = {
+        "series": {
+            "reward/mean": [0.6] * 10 + [0.0] * 10,
+            "information/teacher_entropy": [0.1] * 6 + [0.4] * 14,
+            "information/gain": [-0.1] + [0.1] * 7 + [-0.2] * 12,
+        }
+    }
+    # Means over six steps: below .3 after four zeros, above .15 with the second .4
+    # (.2), below 0 with the third -.2 (-.05).
+    assert stability.fall(row) == 14
+    assert stability.entropy_warns(row) == 8
+    assert stability.gain_warns(row) == 11
+    assert stability._lead(row) == 3
+    row["series"]["reward/mean"] = [0.6] * 20
+    assert math.isinf(stability.fall(row)) and math.isnan(stability._lead(row))
+
+
+def test_a_verbose_teacher_is_right(experiments):
+    task = experiments("controls").verbose("test", levels=(3,), size=2)
+    prompts = task.rows(range(len(task)))
+    verdicts = task.judge(prompts, list(prompts.demonstrations))
+    assert {verdict.reward for verdict in verdicts} == {1.0}
+    from jaxrl_post.tasks import science
+
+    plain = science.load("test", levels=(3,), size=2)
+    short = plain.rows(range(len(plain))).demonstrations
+    assert all(
+        len(long) >= len(brief)
+        for long, brief in zip(prompts.demonstrations, short, strict=True)
+    )
+    assert sum(map(len, prompts.demonstrations)) > 1.2 * sum(map(len, short))
+
+
 def test_the_page_says_what_was_not_run(experiments, monkeypatch, tmp_path):
     page, runs = experiments("page"), experiments("_runs")
     monkeypatch.setattr(runs, "EVIDENCE", tmp_path)
