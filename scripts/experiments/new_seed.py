@@ -16,7 +16,7 @@ from ._runs import Row, Rows, Study, finals
 from ._statistics import prediction_interval
 
 SEED = 100
-STUDIES = (pgpo_vs_sdpo.STUDY, hapo_vs_mixed.STUDY)
+STUDIES = (hapo_vs_mixed.STUDY, pgpo_vs_sdpo.STUDY)
 SCORE = "test, last step"
 HEADS = ("method", "seeds", "99 % prediction interval", "new seed", "inside")
 
