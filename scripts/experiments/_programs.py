@@ -20,7 +20,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_post.recipes.recipe import Information
-from jaxrl_post.training import evaluation, loop, optimizer, setup, trainer, update
+from jaxrl_post.training import (
+    evaluation,
+    loop,
+    optimizer,
+    setup,
+    stages,
+    trainer,
+    update,
+)
 from jaxrl_post.transforms import scale_by_information
 
 _KEPT: dict[Hashable, Any] = {}
@@ -53,7 +61,7 @@ def kept(*method: Hashable) -> Iterator[None]:
         mock.patch.object(evaluation, "open_task", _open_task),
         mock.patch.object(trainer, "open_sampler", _open_sampler),
         mock.patch.object(evaluation, "open_sampler", _open_sampler),
-        mock.patch.object(trainer, "make_optimizer", _make_optimizer),
+        mock.patch.object(stages, "make_optimizer", _make_optimizer),
         mock.patch.object(trainer, "make_update_step", make_update_step),
     ):
         yield
