@@ -26,6 +26,7 @@ def count_flops(closed: Any) -> tuple[float, int]:
     Args:
       closed: a closed jaxpr, as ``jax.jit(f).trace(...).jaxpr`` has it.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> def f(x):
     ...     return jax.lax.scan(lambda c, _: (c @ x, None), x, length=5)[0]

@@ -62,7 +62,10 @@ def test_the_schedule_changes_nothing(long_policy, params, contexts, whole, sett
             np.testing.assert_array_equal(
                 getattr(part, name), getattr(whole, name)[rows]
             )
-        np.testing.assert_allclose(part.logps, whole.logps[rows], atol=1e-4)
+        apart = np.abs(part.logps - whole.logps[rows])[part.mask]
+        # Programs of other shapes round otherwise: most tokens by 1e-6, the worst by
+        # 1.1e-4 on a CPU with AVX2.
+        assert np.median(apart) < 1e-5 and apart.max() < 3e-4, apart
     assert sorted(np.concatenate(seen)) == list(range(P * G))
     assert len(seen) > 2
 
