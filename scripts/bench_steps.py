@@ -160,13 +160,32 @@ def teacher(repeats: int) -> Iterator[dict[str, Any]]:
     _, rest = parts_of(rows)
     middle = {name: statistics.median(of) for name, of in rest.items()}
     passes = statistics.median(forward)
+    chosen = top_k_seconds(repeats)
     yield {
         "figure": "(SDPO step - GRPO step) / teacher's forward pass",
         "value": round((middle["sdpo"] - middle["grpo"]) / passes, 3),
         "must": 1.25,
         "seconds_without_generation": {n: rounded(of) for n, of in rest.items()},
         "seconds_of_teacher": rounded(forward),
+        # What SDPO does besides: it takes the student's likeliest tokens.
+        "seconds_of_top_k": rounded(chosen),
     }
+
+
+def top_k_seconds(repeats: int) -> list[float]:
+    """Seconds that the likeliest 100 tokens of a step's logits take by themselves."""
+    import jax
+
+    tokens = SETTING.count * SETTING.group * SETTING.new
+    shape = (tokens, bench_work.MODELS[MODEL]["vocab_size"])
+    logits = jax.random.normal(jax.random.key(0), shape)
+    top = jax.jit(lambda x: jax.lax.top_k(x, 100))
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(top(logits))
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
 
 
 def prompt(repeats: int) -> Iterator[dict[str, Any]]:
