@@ -227,7 +227,9 @@ def ratio_metrics(
     old = old_logps(scores, batch)
     metrics = {"policy/kl_to_old": losses.reference_kl(scores["logps"], old)}
     if batch.old_logps is not None:
-        ratio = jnp.exp(jnp.clip(scores["logps"] - old, -_FURTHEST, _FURTHEST))
+        ratio = losses.truncated_importance_weights(
+            scores["logps"], old, batch.loss_mask, threshold=_NO_THRESHOLD
+        )
         metrics |= {"policy/ratio": ratio, "policy/ratio_squared": jnp.square(ratio)}
     if batch.sampler_logps is not None:
         metrics["sampler/logp_gap"] = jnp.abs(old - batch.sampler_logps)
@@ -239,9 +241,6 @@ def ratio_metrics(
         metrics["sampler/truncated"] = (correction(*seen) < ratio).astype(ratio.dtype)
     return metrics
 
-
-_FURTHEST = 20.0
-"""Log-ratio past which weights only overflow, as in `losses`."""
 
 _NO_THRESHOLD = 1e9
 """Above all weights, whose logarithms are at most 20."""

@@ -18,7 +18,7 @@ from jaxrl_post.tasks import Task
 from jaxrl_post.training.assembly import group_metrics
 from jaxrl_post.training.completions import completions_file
 from jaxrl_post.training.config import Config
-from jaxrl_post.training.rollout import Collected, Moment
+from jaxrl_post.training.moment import Collected, Moment
 from jaxrl_post.types import Verdict
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,75 +35,12 @@ from jaxrl_post.training.demonstrations import DemonstrationStore
 from jaxrl_post.training.dialogue import Dialogue
 from jaxrl_post.training.history import History
 from jaxrl_post.training.judging import judging_early, read_and_judge
+from jaxrl_post.training.moment import Collected, Moment, Source
 from jaxrl_post.training.posteriors import Posteriors
 from jaxrl_post.training.prefixes import continue_prefixes
 from jaxrl_post.training.turns import in_turns, turns_of
 from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Prompts, Verdict
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When in a run a step is made, and what is known by then.
-
-    Attributes:
-      step: counted from 1.
-      progress: share of the stage's steps that are done before it, in [0, 1).
-      cursor: prompts drawn before.
-      posterior: ``[R, 2]`` float64, of the success rates of the task's R questions,
-        for recipes that remember them; else None.
-    """
-
-    step: int = 1
-    progress: float = 0.0
-    cursor: int = 0
-    posterior: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Collected:
-    """The groups of a step, and what came of making them.
-
-    Attributes:
-      groups: at most `prompts_per_step` (fewer only where the recipe's rounds are used
-        up).
-      cursor: prompts drawn by now.
-      posterior: as in `Moment`, after this step's visits.
-      metrics: of everything that was sampled.
-    """
-
-    groups: Groups
-    cursor: int
-    posterior: np.ndarray | None
-    metrics: dict[str, float]
-
-
-class _Source:
-    """What a step's completions are sampled from.
-
-    Attributes:
-      params: parameters of the policy.
-      shared: whether the device has something else to do as well.
-    """
-
-    def __init__(
-        self, params: chex.ArrayTree, meanwhile: Callable[[], chex.ArrayTree] | None
-    ) -> None:
-        """
-        Args:
-          params: to begin with.
-          meanwhile: called when the first completions are sampled, so that the device
-            has something to do while they are judged; returns the same parameters, for
-            it may donate them.
-        """
-        self.params, self._meanwhile = params, meanwhile
-        self.shared = meanwhile is not None
-
-    def sampled(self) -> None:
-        """Some completions are sampled."""
-        if self._meanwhile is not None:
-            self.params, self._meanwhile = self._meanwhile(), None
-
 
 _OF_PREFIX = 1 << 20
 """Folded into a round's key for the policy's continuations of demonstrations."""
@@ -161,7 +98,7 @@ class Collector:
         Raises:
           InputError: too many prompts are too long, or none fits.
         """
-        source = _Source(params, meanwhile)
+        source = Source(params, meanwhile)
         cursor = moment.cursor
         wanted = self._config.training.prompts_per_step
         rounds = self._recipe.max_sampling_rounds

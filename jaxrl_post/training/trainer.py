@@ -32,9 +32,10 @@ from jaxrl_post.training.judging import tell
 from jaxrl_post.training.loss import Metrics
 from jaxrl_post.training.memory import peak_memory
 from jaxrl_post.training.metrics import replace_text
+from jaxrl_post.training.moment import Collected, Moment
 from jaxrl_post.training.optimizer import make_schedule, takes
 from jaxrl_post.training.replay import Replay
-from jaxrl_post.training.rollout import Collected, Collector, Moment
+from jaxrl_post.training.rollout import Collector
 from jaxrl_post.training.setup import micro_batch_bound, open_sampler, slots_bound
 from jaxrl_post.training.stages import Stage
 from jaxrl_post.training.state import TrainState, copy_params, merge_params
