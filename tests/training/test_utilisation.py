@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrl_post import training
 from jaxrl_post.training.completions import completions_file
 from jaxrl_post.training.flops import Lengths
+from jaxrl_post.training.loss import effective_samples
 from jaxrl_post.training.metrics import read_metrics
 
 PEAK = 1e9
@@ -64,3 +66,14 @@ def test_lengths_of_masks():
     assert seen.responses.tolist() == [1, 2, 0, 2]
     named = Lengths.of([[0, 1, 1], [0, 0, 1]], [[1, 0], [1, 1]], index=[1, 0])
     assert named.before.tolist() == [1, 2]
+
+
+def test_effective_samples_are_kishs():
+    """Of weights 1 and 3 the share is (1 + 3)^2 / (2 (1 + 9)); equal ones count all."""
+    means = {"a/ratio": jnp.array(2.0), "a/ratio_squared": jnp.array(5.0)}
+    means |= {"b/ratio": jnp.array(3.0), "b/ratio_squared": jnp.array(9.0)}
+    means |= {"c/ratio": jnp.array(0.0), "c/ratio_squared": jnp.array(0.0)}
+    found = effective_samples(means)
+    assert found.keys() == {"a/ess", "b/ess", "c/ess"}
+    np.testing.assert_allclose([found["a/ess"], found["b/ess"]], [0.8, 1.0], rtol=1e-6)
+    assert found["c/ess"] == 1  # no samples
