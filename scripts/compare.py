@@ -1,6 +1,6 @@
 """Algorithms side by side on the science task, with seeds: a pilot, and its table.
 
-    python scripts/compare.py distillation --cores 0 1   # or: mixed, feedback
+    python scripts/compare.py distillation --cores 0 1   # or: mixed
     python scripts/compare.py distillation --table    # only the table
 
 Every run is `jaxrl-post train` with the config and the overrides that its line of
@@ -46,9 +46,6 @@ class Study(NamedTuple):
     columns: Mapping[str, tuple[str, str]]
 
 
-# Tokens of a teacher context: a demonstration and feedback.
-_ROOM = "recipe.max_length=192"
-
 STUDIES = {
     "distillation": Study(
         common=(
@@ -76,35 +73,6 @@ STUDIES = {
             "teacher, last step": ("teacher/accuracy", "last"),
             "student there ": ("teacher/student_accuracy", "last"),
             "mean ρ": ("information/multiplier", "mean"),
-        },
-    ),
-    "feedback": Study(
-        common=(
-            "task.domains=[programs]",
-            "task.levels=[1,2,3]",
-            "training.steps=30",
-            "training.teacher_samples=16",
-            "training.evaluate_every=15",
-        ),
-        variants={
-            "GRPO": ("grpo_science", ()),
-            "SDPO, outcome only": ("sdpo_science", (_ROOM,)),
-            "SDPO, feedback alone": (
-                "sdpo_science",
-                (_ROOM, "recipe.demonstration=none", "recipe.feedback=always"),
-            ),
-            "SDPO, demonstration or feedback": (
-                "sdpo_science",
-                (_ROOM, "recipe.feedback=without_demonstration"),
-            ),
-            "SDPO, both": ("sdpo_science", (_ROOM, "recipe.feedback=always")),
-            "PGPO, both": ("pgpo_science", (_ROOM, "recipe.feedback=always")),
-        },
-        columns={
-            "reprompted": ("teacher/reprompted", "mean"),
-            "teacher, first step": ("teacher/accuracy", "first"),
-            "student there": ("teacher/student_accuracy", "first"),
-            "reward, last ten": ("reward/mean", "last ten"),
         },
     ),
     "mixed": Study(

@@ -58,7 +58,7 @@ def main() -> None:
         "docs/rich_feedback.md": {
             "turns": bench_turns.table(bench_turns.read()),
             "discover": discover.table(discover.read()),
-            "feedback": study_table("feedback"),
+            "feedback": page.tables()["feedback"],
         },
         "docs/preflight.md": {
             "preflight": preflight_papers.table(preflight_papers.read()),

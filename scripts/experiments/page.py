@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from . import (
     _runs,
     beyond,
+    feedback,
     gates,
     hapo_vs_mixed,
     new_seed,
@@ -32,6 +33,7 @@ STUDIES = (
     beyond.STUDY,
     sdpo_claims.STUDY,
     gates.STUDY,
+    feedback.STUDY,
     real_model.STUDY,
 )
 COVARIANCE = {

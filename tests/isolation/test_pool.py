@@ -32,7 +32,7 @@ def judges() -> Iterator[types.ModuleType]:
 
 @pytest.fixture(scope="module")
 def pool(judges: types.ModuleType) -> Iterator[JudgePool]:
-    with JudgePool(2, timeout=1.0, chunk_size=4) as pool:
+    with JudgePool(2, timeout=3.0, chunk_size=4) as pool:
         yield pool
 
 
@@ -223,12 +223,12 @@ def test_workers_import_no_jax_and_judge_in_their_main_thread(pool, judges):
 
 def test_a_judge_that_always_hangs_is_given_up(judges):
     with JudgePool(2, timeout=0.2, chunk_size=4) as pool:
-        start = time.monotonic()
         verdicts = pool.judge(judges.hang_always, prompts(200), [""] * 200)
-        # All of them would take 20 s of time-outs, and as long for new processes.
-        assert time.monotonic() - start < 15
         assert {v.reward for v in verdicts} == {None}
         assert "given up" in verdicts[-1].extra["error"]
+        # All of them would take 20 s of time-outs, and as long for new processes.
+        waited_for = ["given up" not in v.extra["error"] for v in verdicts]
+        assert 0 < sum(waited_for) < 20
         assert pool.stats.timeouts == 200
         assert pool.judge(judges.obey, prompts(1), [""])[0].reward == 1.0
 
