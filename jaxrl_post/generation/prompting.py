@@ -162,6 +162,7 @@ def encode_prompts(
     max_dropped_share: float = 1.0,
     multiple: int = 64,
     chat_template_arguments: Mapping[str, Any] | None = None,
+    key: str = "task",
 ) -> EncodedPrompts:
     """Prompts as contexts. A prompt that is too long is left out, never cut.
 
@@ -172,6 +173,7 @@ def encode_prompts(
       max_dropped_share: of the prompts; when more are too long, that is an error.
       multiple: see `pad_contexts`.
       chat_template_arguments: see `tokenize_prompts`.
+      key: the config's section that the prompts are of, for messages.
 
     Raises:
       InputError: too many prompts are too long, or a prompt is empty.
@@ -193,9 +195,9 @@ def encode_prompts(
     if len(dropped) > max_dropped_share * len(rows):
         longest = max(map(len, rows))
         raise InputError(
-            f"{len(dropped)} of {len(rows)} prompts are longer than "
+            f"{key}: {len(dropped)} of {len(rows)} prompts are longer than "
             f"max_prompt_length={max_prompt_length} tokens (the longest has {longest}; "
-            f"the first is {dropped[0]!r}), more than max_dropped_share="
+            f"the first is {dropped[0]!r}), more than task.max_dropped_share="
             f"{max_dropped_share:g}. Raise one of the two."
         )
     contexts, mask = pad_contexts([rows[i] for i in kept], multiple)

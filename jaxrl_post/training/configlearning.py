@@ -36,7 +36,8 @@ class TaskConfig:
       questions: those to train on, by id or by row number from 0; null: all.
       curriculum: ask questions by how often they are solved; null: all alike.
       max_prompt_length: tokens; longer prompts are dropped and counted, never cut.
-      max_dropped_share: of the prompts; when more are too long, that is an error.
+      max_dropped_share: of the first 256 prompts, or of an evaluation block's; when
+        more are too long, that is an error.
       judge_timeout: seconds that the judging of one completion may take.
       options: every other key of the section, arguments of the task.
     """

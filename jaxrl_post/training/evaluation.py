@@ -94,6 +94,7 @@ class Evaluator:
                 max_dropped_share=config.task.max_dropped_share,
                 multiple=1,
                 chat_template_arguments=config.model.chat_template_arguments,
+                key=f"evaluation.{name}",
             )
             longest = block.max_prompt_length
             if turns_of(task) > 1:  # the turns before are context too

@@ -42,6 +42,9 @@ from jaxrl_post.training.turns import in_turns, turns_of
 from jaxrl_post.training.widths import fit_width, pad_left
 from jaxrl_post.types import Prompts, Verdict
 
+_LOOKED_AT = 256
+"""Prompts whose lengths are looked at before the first step."""
+
 _OF_PREFIX = 1 << 20
 """Folded into a round's key for the policy's continuations of demonstrations."""
 
@@ -77,6 +80,9 @@ class Collector:
         if recipe.posterior_discount is not None:
             names = task.rows(range(len(task))).ids
             self._rows = {name: i for i, name in enumerate(names)}
+        # A step's few prompts are no sample: one long one may be half of them.
+        first = task.prompts(config.run.seed, 0, _LOOKED_AT)
+        self._encode(first, config.task.max_dropped_share)
 
     def collect(
         self,
@@ -204,13 +210,13 @@ class Collector:
             ),
         }
 
-    def _encode(self, prompts):
+    def _encode(self, prompts: Prompts, max_dropped_share: float = 1.0):
         task = self._config.task
         return encode_prompts(
             self._tokenizer,
             prompts,
             max_prompt_length=task.max_prompt_length,
-            max_dropped_share=task.max_dropped_share,
+            max_dropped_share=max_dropped_share,
             multiple=1,
             chat_template_arguments=self._config.model.chat_template_arguments,
         )
