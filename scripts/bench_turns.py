@@ -94,14 +94,14 @@ def measure(args) -> dict:
         first = dialogue.begin(contexts, np.ones_like(contexts), group_size=args.group)
         spoken = iter(words)
 
-        def judge(rows, _):
+        def judge(rows, *_):
             said = next(spoken)
             return [Verdict(0.0, observation=said[row]) for row in rows]
 
         answers = go_on(
             first,
             [""] * count,
-            judge(range(count), None),
+            judge(range(count)),
             np.repeat(contexts, args.group, axis=0).tolist(),
             turns=args.turns,
             tokenizer=Words(),
