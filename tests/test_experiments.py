@@ -6,6 +6,7 @@ import importlib
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -328,6 +329,24 @@ def test_misled_samples_are_shown_wrong_answers(experiments):
         rng = np.random.default_rng(0)
         shown = {x.demonstration for x in reprompt.choose(groups, rng)[0]}
         assert shown <= allowed and shown
+
+
+def test_credit_by_sequence_is_the_mean_of_its_tokens(experiments):
+    (term,) = experiments("controls").by_sequence(truncated_importance=None).terms
+    logps = np.array([[-1.0, -2.0, 9.0], [-3.0, 7.0, 8.0]])
+    teacher = np.array([[-0.5, -1.0, 0.0], [-1.0, 0.0, 0.0]])
+    mask = np.array([[1, 1, 0], [1, 0, 0]], bool)
+    weight = {"distillation_weight": jnp.ones(2)}
+    batch = SimpleNamespace(
+        loss_mask=mask, old_logps=None, sampler_logps=None, extras=weight
+    )
+    scores = {"logps": jnp.asarray(logps), "teacher_logps": jnp.asarray(teacher)}
+
+    def total(logps):
+        return jnp.where(mask, term.loss({**scores, "logps": logps}, batch), 0).sum()
+
+    credit = jax.grad(total)(scores["logps"])
+    np.testing.assert_allclose(credit, mask * np.array([[-0.75], [-2.0]]), atol=1e-6)
 
 
 def test_the_brake_holds_back_what_exceeds_the_first_entropies(experiments):

@@ -2,8 +2,9 @@
 
 ``recipe.name=scripts.experiments.controls:replayed`` is PGPO whose multipliers are
 given beforehand; ``...:misled`` shows some samples a wrong sibling's answer;
-``...:braked`` takes shorter steps as the teacher's entropy rises. ``...:verbose`` is a
-task: the science task, whose worked solutions are long.
+``...:braked`` takes shorter steps as the teacher's entropy rises; ``...:by_sequence``
+gives all tokens of a sequence the same credit. ``...:verbose`` is a task: the science
+task, whose worked solutions are long.
 """
 
 from __future__ import annotations
@@ -175,6 +176,21 @@ def braked(*, window: int = 5, share: float = 0.0, **arguments: Any) -> Recipe:
         terms=(replace(term, scores=scores),),
         information=Braked(mask=recipe.information.mask, window=window),
     )
+
+
+def by_sequence(**arguments: Any) -> Recipe:
+    """SDPO on the sampled tokens, which get the mean credit of their sequence."""
+    recipe = recipes.make("sdpo", alpha=1.0, support="sampled", **arguments)
+    (term,) = recipe.terms
+
+    def loss(scores, batch):
+        gap = jnp.where(batch.loss_mask, scores["logps"] - scores["teacher_logps"], 0)
+        count = jnp.maximum(batch.loss_mask.sum(-1, keepdims=True), 1)
+        mean = gap.sum(-1, keepdims=True) / count
+        return term.loss({**scores, "teacher_logps": scores["logps"] - mean}, batch)
+
+    whole = replace(term, loss=loss, tokenwise=False)
+    return replace(recipe, name="by_sequence", terms=(whole,))
 
 
 def verbose(split: str = "train", **options: Any) -> RowsTask:

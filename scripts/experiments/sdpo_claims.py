@@ -12,9 +12,10 @@ Protocol, fixed before the runs (exploratory)
   regularised teacher end above a live one?
 - Methods: GRPO; SDPO (JSD on the top 100, EMA teacher); SDPO with the reverse KL on the
   top 100, and on the sampled token alone; SDPO with a live, a frozen and a trust-region
-  teacher. Credit by sequence is not among the recipes.
+  teacher.
+- Added when the others had run: the sampled token's credit averaged over its sequence.
 - Budget, tuning and report as in pgpo_vs_sdpo.py, with five seeds.
-- Compute: 63 runs, some 30 minutes of one core.
+- Compute: 72 runs, some 30 minutes of one core.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ STUDY = Study(
         "SDPO": _sdpo(),
         "reverse KL": _sdpo("recipe.alpha=1.0"),
         "sampled token": _sdpo("recipe.alpha=1.0", "recipe.support=sampled"),
+        "by sequence": _sdpo("recipe.name=scripts.experiments.controls:by_sequence"),
         "live teacher": _sdpo("recipe.teacher=live"),
         "frozen teacher": _sdpo("recipe.teacher=frozen"),
         "trust region": _sdpo("recipe.teacher=trust_region"),
@@ -83,6 +85,13 @@ STUDY = Study(
             "above",
             "reverse KL",
             "sampled token",
+            test_score(last),
+        ),
+        Claim(
+            "the sampled token's credit ends above its sequence's",
+            "above",
+            "sampled token",
+            "by sequence",
             test_score(last),
         ),
         *(
