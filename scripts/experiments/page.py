@@ -21,6 +21,7 @@ from . import (
     pgpo_vs_sdpo,
     real_model,
     sdpo_claims,
+    sequence_weights,
     stability,
 )
 from ._runs import EVIDENCE, VALIDATION, Claim, Row, Rows, Study, finals
@@ -31,6 +32,7 @@ STUDIES = (
     hapo_vs_mixed.STUDY,
     stability.STUDY,
     beyond.STUDY,
+    sequence_weights.STUDY,
     sdpo_claims.STUDY,
     gates.STUDY,
     feedback.STUDY,
