@@ -3,9 +3,9 @@
     python -m scripts.experiments.sequence_weights            # from the checkout's root
     python -m scripts.experiments.sequence_weights --quick    # reduced, into runs/
 
-In beyond.py, of four forms of PGPO, weighting each sequence's loss by its own multiplier
-ended highest above the paper's, +.041 (-.006 to +.088) of five seeds: as the best of
-four that is too little to recommend it, and too much to leave it.
+In beyond.py, of four forms of PGPO, weighting each sequence's loss by its own
+multiplier ended highest above the paper's, +.041 (-.006 to +.088) of five seeds: as the
+best of four that is too little to recommend it, and too much to leave it.
 
 Protocol, fixed before the runs (exploratory)
 - Question: does PGPO with `weights=sequence` end above PGPO?
