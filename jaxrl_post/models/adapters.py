@@ -8,6 +8,7 @@ Both are leaves beside a projection's ``kernel``, which the layer's product look
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -126,16 +127,42 @@ def project(x: jax.Array, weights: Mapping[str, jax.Array], axes: int) -> jax.Ar
     """
     kernel, scale = weights["kernel"], weights.get("kernel_scale")
     if scale is None:
-        out = jnp.tensordot(x, kernel.astype(x.dtype), axes=axes)
+        out = product(x, kernel.astype(x.dtype), axes)
     else:
         wide = _int8_product(axes)(x, kernel)
         scale = scale.reshape((1,) * (x.ndim - axes) + kernel.shape[axes:])
         out = (wide * scale.astype(wide.dtype)).astype(x.dtype)
     if (a := weights.get("lora_a")) is not None:
-        narrow = jnp.tensordot(x, a.astype(x.dtype), axes=axes)
+        narrow = product(x, a.astype(x.dtype), axes)
         narrow = narrow * weights["lora_scale"].astype(x.dtype)
-        out = out + jnp.tensordot(narrow, weights["lora_b"].astype(x.dtype), axes=1)
+        out = out + product(narrow, weights["lora_b"].astype(x.dtype), 1)
     return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
+    """``jnp.tensordot(x, kernel, axes)``, whose kernel's gradient is ``x^T g``.
+
+    jax derives ``(g^T x)^T``, which is the same, but XLA's CPU backend multiplies it
+    at half the rate, g being copied into the other order before: docs/performance.md.
+    """
+    return jnp.tensordot(x, kernel, axes=axes)
+
+
+def _product_forward(x, kernel, axes):
+    return jnp.tensordot(x, kernel, axes=axes), (x, kernel)
+
+
+def _product_backward(axes, residuals, g):
+    x, kernel = residuals
+    outputs, tokens = kernel.ndim - axes, x.ndim - axes
+    contracted = tuple(range(g.ndim - outputs, g.ndim)), tuple(range(axes, kernel.ndim))
+    to_x = jnp.tensordot(g, kernel, axes=contracted)
+    both = tuple(range(tokens))
+    return to_x, jnp.tensordot(x, g, axes=(both, both))
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def _int8_product(axes: int):

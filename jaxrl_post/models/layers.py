@@ -17,20 +17,34 @@ from jaxrl_post.models.adapters import EXTRAS, project
 from jaxrl_post.models.attention import LayerCache, attend
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.experts import choose_experts, load_of, routed
-from jaxrl_post.models.kinds import LayerKind
+from jaxrl_post.models.kinds import Rotations
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu}
 
 
-def rotate(x: jax.Array, positions: jax.Array, kind: LayerKind) -> jax.Array:
-    """Rotary embedding, half-split form; x ``[B, T, H, d]``, positions ``[B, T]``.
+Turns = tuple[jax.Array, jax.Array]
+"""Cosine and sine of every rotation's angles, ``[K, B, T, 1, half]`` each."""
 
-    Of d the first ``2 len(kind.frequencies)`` are rotated.
+
+def turns_of(rotations: Rotations, positions: jax.Array) -> Turns:
+    """What `rotate` multiplies by, at positions ``[B, T]``.
+
+    Made once for all layers: in a layer XLA would compute a cosine for each head, and
+    again in every product that reads the result.
     """
-    half = kind.frequencies.shape[-1]
-    frequencies = jnp.expand_dims(kind.frequencies, (0, 1, 2))
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles) * kind.multiplier, jnp.sin(angles) * kind.multiplier
+    frequencies = jnp.asarray(rotations.frequencies)[:, None, None, None]
+    multipliers = jnp.asarray(rotations.multipliers)[:, None, None, None, None]
+    angles = positions[None, ..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * multipliers, jnp.sin(angles) * multipliers
+
+
+def rotate(x: jax.Array, turns: Turns, which: jax.typing.ArrayLike = 0) -> jax.Array:
+    """Rotary embedding, half-split form; x ``[B, T, H, d]``.
+
+    Of d the first ``2 half`` are rotated.
+    """
+    cos, sin = (table[which] for table in turns)
+    half = cos.shape[-1]
     first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     rotated = (first * cos - second * sin, second * cos + first * sin)
@@ -89,7 +103,7 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, positions, visibility, cache, kind):
+    def __call__(self, x, turns, visibility, cache, kind):
         c = self.config
         heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
         queries = Projection(heads, use_bias=c.qkv_bias, name="q")(x)
@@ -99,8 +113,8 @@ class Attention(nn.Module):
             norm = c.rms_norm_eps, c.norm_offset, 1 + c.joint_qk_norm
             queries = RMSNorm(*norm, name="q_norm")(queries)
             keys = RMSNorm(*norm, name="k_norm")(keys)
-        queries = rotate(queries, positions, kind)
-        keys = rotate(keys, positions, kind)
+        which = 0 if kind.rotation is None else kind.rotation
+        queries, keys = (rotate(part, turns, which) for part in (queries, keys))
         if c.query_scalar is not None:  # scores are divided by the root of head_dim
             queries = queries * math.sqrt(c.head_dim / c.query_scalar)
         # Heads before slots, as attention's products read them: otherwise every decoded
@@ -186,7 +200,7 @@ class DecoderLayer(nn.Module):
     measured: bool = False
 
     @nn.compact
-    def __call__(self, x, positions, visibility, kind, cache=None):
+    def __call__(self, x, turns, visibility, kind, cache=None):
         c = self.config
 
         def norm(x, name, wanted):
@@ -196,7 +210,7 @@ class DecoderLayer(nn.Module):
 
         normed = norm(x, "attention", c.pre_norm)
         out, cache = Attention(c, name="attention")(
-            normed, positions, visibility, cache, kind
+            normed, turns, visibility, cache, kind
         )
         x = x + norm(out, "attention_post", c.post_norm)
         normed, load = norm(x, "mlp", c.pre_norm), None

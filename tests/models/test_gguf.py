@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from jaxrl_post import models
 from jaxrl_post.errors import InputError
 from jaxrl_post.models.gguf import GGUFFile, byte_level_bpe
-from jaxrl_post.models.kinds import layer_kinds
+from jaxrl_post.models.kinds import rotations
 
 SMOLLM2 = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.gguf"
 
@@ -85,7 +85,7 @@ def write_settings(writer: gguf.GGUFWriter, config: dict) -> None:
             writer.add_tensor(f"rope_factors_{name}.weight", factors)
     if kind == "mistral":  # as LlamaModel writes Llama 3's scaling
         policy, _, _ = models.load(GOLDENS / "mistral")
-        stretched = layer_kinds(policy.config).frequencies[0]
+        stretched = rotations(policy.config).frequencies[0]
         plain = 1e4 ** -(np.arange(6) / 6)
         writer.add_tensor("rope_freqs.weight", (plain / stretched).astype(np.float32))
 
@@ -140,9 +140,8 @@ def test_the_same_model(family, tmp_path):
             found = pytest.approx(found)
         assert field in left_out or found == value, field
     if family != "smollm3":
-        kinds = [layer_kinds(p.config) for p in (policy, expected)]
-        for part in ("frequencies", "multiplier"):
-            a, b = (getattr(kind, part) for kind in kinds)
+        found, known = rotations(policy.config), rotations(expected.config)
+        for a, b in zip(found, known, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5)
     close = np.testing.assert_array_equal
     if family.startswith("gemma"):  # 1 is added to norms there, and taken off here

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxrl_post import models
-from jaxrl_post.models.kinds import LayerKind
-from jaxrl_post.models.layers import rotate
+from jaxrl_post.models.kinds import Rotations
+from jaxrl_post.models.layers import rotate, turns_of
 
 CONFIG = models.DecoderConfig(
     vocab_size=50,
@@ -187,9 +187,11 @@ def test_logical_axes_name_every_dimension(params):
         )
 
 
-def kind(half, theta):
-    plain = theta ** -(np.arange(half) / half)
-    return LayerKind(jnp.asarray(plain, jnp.float32), jnp.ones(()))
+def turned_to(x, positions, theta):
+    half = x.shape[-1] // 2
+    plain = (theta ** -(np.arange(half) / half))[None].astype(np.float32)
+    ways = Rotations(plain, np.ones(1, np.float32), np.zeros(1, np.int32))
+    return rotate(jnp.asarray(x, jnp.float32), turns_of(ways, jnp.asarray(positions)))
 
 
 def test_rotation_closed_form():
@@ -199,16 +201,15 @@ def test_rotation_closed_form():
     angles = positions[..., None] * 10_000.0 ** (-np.arange(3) / 3)
     turned = (x[..., :3] + 1j * x[..., 3:]) * np.exp(1j * angles)[:, :, None]
     turned = np.concatenate([turned.real, turned.imag], axis=-1)
-    out = rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions), kind(3, 10_000.0))
-    np.testing.assert_allclose(out, turned, atol=2e-5)
+    np.testing.assert_allclose(turned_to(x, positions, 10_000.0), turned, atol=2e-5)
 
 
 def test_rotation_makes_scores_depend_on_distance_only():
     q, k = np.random.default_rng(1).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
 
     def score(at, other):
-        left = rotate(jnp.asarray(q), jnp.full((1, 1), at), kind(4, 100.0))
-        right = rotate(jnp.asarray(k), jnp.full((1, 1), other), kind(4, 100.0))
+        left = turned_to(q, [[at]], 100.0)
+        right = turned_to(k, [[other]], 100.0)
         return jnp.sum(left * right)
 
     np.testing.assert_allclose(score(13, 9), score(4, 0), atol=1e-5)

@@ -102,6 +102,22 @@ def test_saved_attention_is_not_computed_again():
     assert loops("full") == 3
 
 
+def test_saved_products_are_not_computed_again():
+    """Three for each of a layer's matrices: one forward, two backward."""
+
+    def products(remat):
+        policy = models.decoder(CONFIG, remat=remat, attention="chunked")
+        params = jax.eval_shape(policy.init, jax.random.key(0))
+        ids = jnp.ones((1, 64), jnp.int32)
+
+        def loss(params):
+            return jnp.sum(policy.hidden(params, ids, ids, ids)[0])
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
+
+    assert products("products") == products("none") < products("full")
+
+
 def test_arrays_of_the_host_are_moved_where_they_are_used():
     x = jnp.arange(6.0).reshape(2, 3)
     host = jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))

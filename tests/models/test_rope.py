@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens import GOLDENS
 
 from jaxrl_post import models
-from jaxrl_post.models.kinds import layer_kinds
-from jaxrl_post.models.layers import rotate
+from jaxrl_post.models.kinds import layer_kinds, rotations
+from jaxrl_post.models.layers import rotate, turns_of
 from jaxrl_post.models.rope import frequencies
+from jaxrl_post.models.stack import decoder
 
 CASES = json.loads((GOLDENS / "rope.json").read_text())
 
@@ -43,22 +45,20 @@ def config(**changes):
 
 
 def test_layers_without_rotation_leave_queries_as_they_are():
-    kinds = layer_kinds(config(unrotated_layers=(1,), rope_theta=100.0))
+    ours = config(unrotated_layers=(1,), rope_theta=100.0)
+    ways = rotations(ours)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 1, 8)), jnp.float32)
-    turned = [
-        rotate(x, jnp.arange(3)[None], kinds.replace(frequencies=f, multiplier=m))
-        for f, m in zip(kinds.frequencies, kinds.multiplier, strict=True)
-    ]
+    turns = turns_of(ways, jnp.arange(3)[None])
+    turned = [rotate(x, turns, which) for which in layer_kinds(ours).rotation]
     np.testing.assert_array_equal(turned[1], x)
     np.testing.assert_array_equal(turned[0], turned[2])
     assert np.abs(turned[0] - x)[:, 1:].max() > 0.1
 
 
 def test_part_of_a_head_is_rotated():
-    kinds = layer_kinds(config(partial_rotary=0.5))
-    kind = kinds.replace(frequencies=kinds.frequencies[0], multiplier=1.0)
+    turns = turns_of(rotations(config(partial_rotary=0.5)), jnp.array([[0, 9]]))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 1, 8)), jnp.float32)
-    out = rotate(x, jnp.array([[0, 9]]), kind)
+    out = rotate(x, turns)
     np.testing.assert_array_equal(out[..., 4:], x[..., 4:])
     angles = 9 * 1e4 ** -(np.arange(2) / 2)
     turned = (x[0, 1, 0, :2] + 1j * x[0, 1, 0, 2:4]) * np.exp(1j * angles)
@@ -67,19 +67,28 @@ def test_part_of_a_head_is_rotated():
 
 
 def test_local_layers_have_their_own_base():
-    kinds = layer_kinds(
-        config(
-            local_rope_theta=100.0,
-            rope_scaling=(("rope_type", "linear"), ("factor", 2.0)),
-            window=4,
-            local_layers=(0, 2),
-        )
+    ours = config(
+        local_rope_theta=100.0,
+        rope_scaling=(("rope_type", "linear"), ("factor", 2.0)),
+        window=4,
+        local_layers=(0, 2),
     )
+    window, of_layers = layer_kinds(ours).window, layer_kinds(ours).rotation
+    found = rotations(ours).frequencies[of_layers]
     plain = 100.0 ** -(np.arange(4) / 4)
-    np.testing.assert_allclose(kinds.frequencies[[0, 2]], [plain, plain], rtol=1e-6)
+    np.testing.assert_allclose(found[[0, 2]], [plain, plain], rtol=1e-6)
     scaled = 1e4 ** -(np.arange(4) / 4) / 2
-    np.testing.assert_allclose(kinds.frequencies[1], scaled, rtol=1e-6)
-    assert kinds.window.tolist()[::2] == [4, 4] and kinds.window[1] > 1e9
+    np.testing.assert_allclose(found[1], scaled, rtol=1e-6)
+    assert window.tolist()[::2] == [4, 4] and window[1] > 1e9
+
+
+def test_angles_are_computed_once_for_all_layers():
+    policy = decoder(config())
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    ids = jax.ShapeDtypeStruct((2, 5), jnp.int32)
+    program = jax.jit(policy.hidden).lower(params, ids, ids, ids).as_text()
+    assert program.count("stablehlo.cosine") == 1
+    assert layer_kinds(config()).rotation is None
 
 
 def test_longrope_uses_the_long_set_beyond_its_original_length():
