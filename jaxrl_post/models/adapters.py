@@ -150,19 +150,26 @@ def product(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
 
 
 def _product_forward(x, kernel, axes):
-    return jnp.tensordot(x, kernel, axes=axes), (x, kernel)
+    out = jnp.tensordot(x.value, kernel.value, axes=axes)
+    # Of what is not trained, as the base below an adapter, no gradient is made.
+    kept = x.value if kernel.perturbed else None
+    return out, (kept, kernel.value if x.perturbed else None)
 
 
 def _product_backward(axes, residuals, g):
     x, kernel = residuals
-    outputs, tokens = kernel.ndim - axes, x.ndim - axes
-    contracted = tuple(range(g.ndim - outputs, g.ndim)), tuple(range(axes, kernel.ndim))
-    to_x = jnp.tensordot(g, kernel, axes=contracted)
-    both = tuple(range(tokens))
-    return to_x, jnp.tensordot(x, g, axes=(both, both))
+    to_x = to_kernel = None
+    if kernel is not None:
+        outputs = kernel.ndim - axes
+        of_g, of_kernel = range(g.ndim - outputs, g.ndim), range(axes, kernel.ndim)
+        to_x = jnp.tensordot(g, kernel, axes=(tuple(of_g), tuple(of_kernel)))
+    if x is not None:
+        tokens = tuple(range(x.ndim - axes))
+        to_kernel = jnp.tensordot(x, g, axes=(tokens, tokens))
+    return to_x, to_kernel
 
 
-product.defvjp(_product_forward, _product_backward)
+product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 def _int8_product(axes: int):
