@@ -109,9 +109,13 @@ class _Counter:
     def _scan(self, eqn, inputs) -> float:
         params = eqn.params
         length, body = params["length"], params["jaxpr"]
-        consts, carry = params["num_consts"], params["num_carry"]
-        fixed = inputs[:consts] + [None] * carry
-        rows = inputs[consts + carry :]
+        # Told by their axes, for jax 0.12 does not name their numbers any more: what
+        # the loop walks along has one less inside.
+        inner = getattr(body, "jaxpr", body)
+        carry = _as_many_axes(eqn.outvars, inner.outvars)
+        first = _as_many_axes(eqn.invars, inner.invars)
+        fixed = inputs[: first - carry] + [None] * carry
+        rows = inputs[first:]
         if all(x is None for x in rows) or not self._has_loop(body):
             return length * self._closed(body, fixed + [None] * len(rows))[0]
         total = 0.0
@@ -158,7 +162,7 @@ class _Counter:
 
 def _divide(x, y):
     """As `lax.div`, which cuts towards zero."""
-    return np.fix(x / y).astype(x.dtype) if x.dtype.kind in "iu" else x / y
+    return np.trunc(x / y).astype(x.dtype) if x.dtype.kind in "iu" else x / y
 
 
 _PLAIN: Mapping[str, Callable[..., Any]] = {
@@ -256,3 +260,9 @@ def _trips(condition, consts, carry) -> int | None:
     if first is None or end is None:
         return None
     return max(0, int(end) - int(first))
+
+
+def _as_many_axes(outside, inside) -> int:
+    """How many of a loop's variables are the same outside and inside."""
+    pairs = zip(outside, inside, strict=True)
+    return sum(x.aval.ndim == y.aval.ndim for x, y in pairs)
