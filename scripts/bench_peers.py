@@ -385,13 +385,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    command = shlex.join(["python", "scripts/bench_peers.py", *sys.argv[1:]])
     pythons = {"ours": sys.executable}
     for peer in ("trl", "tunix"):
         if python := getattr(arguments, f"{peer}_python"):
             pythons[peer] = python
         else:
             print(f"{peer} is left out: give its interpreter, --{peer}-python.")
+    # An interpreter is told by its library: its path means nothing elsewhere.
+    of_peer = {p: f"{name.upper()}_ENV/bin/python" for name, p in pythons.items()}
+    told = [of_peer.get(word, word) for word in sys.argv[1:]]
+    command = shlex.join(["python", "scripts/bench_peers.py", *told])
 
     def write(row: Mapping[str, Any]) -> None:
         about = {**about_run(arguments.cores), "command": command}
