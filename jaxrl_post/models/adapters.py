@@ -8,7 +8,6 @@ Both are leaves beside a projection's ``kernel``, which the layer's product look
 from __future__ import annotations
 
 import fnmatch
-import functools
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrl_post.errors import InputError
+from jaxrl_post.models.linear import linear
 from jaxrl_post.models.policy import Policy
 from jaxrl_post.models.tensors import TensorRule
 from jaxrl_post.sharding.rules import Rules, param_shardings
@@ -127,49 +127,16 @@ def project(x: jax.Array, weights: Mapping[str, jax.Array], axes: int) -> jax.Ar
     """
     kernel, scale = weights["kernel"], weights.get("kernel_scale")
     if scale is None:
-        out = product(x, kernel.astype(x.dtype), axes)
+        out = linear(x, kernel.astype(x.dtype), axes)
     else:
         wide = _int8_product(axes)(x, kernel)
         scale = scale.reshape((1,) * (x.ndim - axes) + kernel.shape[axes:])
         out = (wide * scale.astype(wide.dtype)).astype(x.dtype)
     if (a := weights.get("lora_a")) is not None:
-        narrow = product(x, a.astype(x.dtype), axes)
+        narrow = linear(x, a.astype(x.dtype), axes)
         narrow = narrow * weights["lora_scale"].astype(x.dtype)
-        out = out + product(narrow, weights["lora_b"].astype(x.dtype), 1)
+        out = out + linear(narrow, weights["lora_b"].astype(x.dtype), 1)
     return out
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
-    """``jnp.tensordot(x, kernel, axes)``, whose kernel's gradient is ``x^T g``.
-
-    jax derives ``(g^T x)^T``, which is the same, but XLA's CPU backend multiplies it
-    at half the rate, g being copied into the other order before: docs/performance.md.
-    """
-    return jnp.tensordot(x, kernel, axes=axes)
-
-
-def _product_forward(x, kernel, axes):
-    out = jnp.tensordot(x.value, kernel.value, axes=axes)
-    # Of what is not trained, as the base below an adapter, no gradient is made.
-    kept = x.value if kernel.perturbed else None
-    return out, (kept, kernel.value if x.perturbed else None)
-
-
-def _product_backward(axes, residuals, g):
-    x, kernel = residuals
-    to_x = to_kernel = None
-    if kernel is not None:
-        outputs = kernel.ndim - axes
-        of_g, of_kernel = range(g.ndim - outputs, g.ndim), range(axes, kernel.ndim)
-        to_x = jnp.tensordot(g, kernel, axes=(tuple(of_g), tuple(of_kernel)))
-    if x is not None:
-        tokens = tuple(range(x.ndim - axes))
-        to_kernel = jnp.tensordot(x, g, axes=(tokens, tokens))
-    return to_x, to_kernel
-
-
-product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
 
 
 def _int8_product(axes: int):

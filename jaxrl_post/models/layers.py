@@ -22,11 +22,11 @@ from jaxrl_post.models.kinds import Rotations
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": nn.gelu}
 
 
-Turns = tuple[jax.Array, jax.Array]
+CosSin = tuple[jax.Array, jax.Array]
 """Cosine and sine of every rotation's angles, ``[K, B, T, 1, half]`` each."""
 
 
-def turns_of(rotations: Rotations, positions: jax.Array) -> Turns:
+def cos_sin_of(rotations: Rotations, positions: jax.Array) -> CosSin:
     """What `rotate` multiplies by, at positions ``[B, T]``.
 
     Made once for all layers: in a layer XLA would compute a cosine for each head, and
@@ -38,12 +38,18 @@ def turns_of(rotations: Rotations, positions: jax.Array) -> Turns:
     return jnp.cos(angles) * multipliers, jnp.sin(angles) * multipliers
 
 
-def rotate(x: jax.Array, turns: Turns, which: jax.typing.ArrayLike = 0) -> jax.Array:
-    """Rotary embedding, half-split form; x ``[B, T, H, d]``.
+def rotate(x: jax.Array, cos_sin: CosSin, which: jax.typing.ArrayLike = 0) -> jax.Array:
+    """Rotary embedding, half-split form.
 
-    Of d the first ``2 half`` are rotated.
+    Args:
+      x: ``[B, T, H, d]``; of d the first ``2 half`` are rotated.
+      cos_sin: of all rotations, see `cos_sin_of`.
+      which: ``[]`` int, the rotation.
+
+    Returns:
+      Like x.
     """
-    cos, sin = (table[which] for table in turns)
+    cos, sin = (table[which] for table in cos_sin)
     half = cos.shape[-1]
     first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
@@ -103,7 +109,7 @@ class Attention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, turns, visibility, cache, kind):
+    def __call__(self, x, cos_sin, visibility, cache, kind):
         c = self.config
         heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
         queries = Projection(heads, use_bias=c.qkv_bias, name="q")(x)
@@ -114,7 +120,7 @@ class Attention(nn.Module):
             queries = RMSNorm(*norm, name="q_norm")(queries)
             keys = RMSNorm(*norm, name="k_norm")(keys)
         which = 0 if kind.rotation is None else kind.rotation
-        queries, keys = (rotate(part, turns, which) for part in (queries, keys))
+        queries, keys = (rotate(part, cos_sin, which) for part in (queries, keys))
         if c.query_scalar is not None:  # scores are divided by the root of head_dim
             queries = queries * math.sqrt(c.head_dim / c.query_scalar)
         # Heads before slots, as attention's products read them: otherwise every decoded
@@ -200,7 +206,7 @@ class DecoderLayer(nn.Module):
     measured: bool = False
 
     @nn.compact
-    def __call__(self, x, turns, visibility, kind, cache=None):
+    def __call__(self, x, cos_sin, visibility, kind, cache=None):
         c = self.config
 
         def norm(x, name, wanted):
@@ -210,7 +216,7 @@ class DecoderLayer(nn.Module):
 
         normed = norm(x, "attention", c.pre_norm)
         out, cache = Attention(c, name="attention")(
-            normed, turns, visibility, cache, kind
+            normed, cos_sin, visibility, cache, kind
         )
         x = x + norm(out, "attention_post", c.post_norm)
         normed, load = norm(x, "mlp", c.pre_norm), None

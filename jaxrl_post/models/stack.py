@@ -19,7 +19,7 @@ from jaxrl_post.models.attention import (
 from jaxrl_post.models.cache import Cache, init_cache, split_heads
 from jaxrl_post.models.config import DecoderConfig
 from jaxrl_post.models.kinds import LayerKind, layer_kinds, rotations
-from jaxrl_post.models.layers import DecoderLayer, RMSNorm, turns_of
+from jaxrl_post.models.layers import DecoderLayer, RMSNorm, cos_sin_of
 from jaxrl_post.models.memory import on_device, rematerialise
 from jaxrl_post.models.policy import Policy
 
@@ -79,9 +79,9 @@ def decoder(
         special = "soft-caps"
 
     def applied(layer):
-        def apply(params, x, turns, visibility, cache, kind):
+        def apply(params, x, cos_sin, visibility, cache, kind):
             params = {"params": on_device(params)}
-            return layer.apply(params, x, turns, visibility, kind, cache)
+            return layer.apply(params, x, cos_sin, visibility, kind, cache)
 
         return rematerialise(apply, remat)
 
@@ -114,9 +114,9 @@ def decoder(
         visibility = visibility.replace(softcap=config.attention_softcap)
         if config.local_layers:
             visibility = _distances(visibility, positions)
-        turns = turns_of(ways, positions)
+        cos_sin = cos_sin_of(ways, positions)
         x, cache, load = _run_layers(
-            apply_layer, params, x, turns, visibility, cache, kinds
+            apply_layer, params, x, cos_sin, visibility, cache, kinds
         )
         norm = on_device(params["final_norm"])
         return final_norm.apply({"params": norm}, x), cache, load
@@ -133,7 +133,7 @@ def decoder(
 
         def init_layer(key):
             kind = jax.tree.map(lambda x: x[0], kinds)
-            return layer.init(key, x, turns_of(ways, ids), visibility, kind)["params"]
+            return layer.init(key, x, cos_sin_of(ways, ids), visibility, kind)["params"]
 
         shape = (config.rows, config.hidden_size)
         scale = config.hidden_size**-0.5
@@ -289,7 +289,7 @@ def _distances(visibility: Visibility, positions: jax.Array) -> Visibility:
     return visibility.replace(prefix_positions=ranks)
 
 
-def _run_layers(apply_layer, params, x, turns, visibility, cache, kinds: LayerKind):
+def _run_layers(apply_layer, params, x, cos_sin, visibility, cache, kinds: LayerKind):
     """Scans over stacked layers, or loops over a tuple of them.
 
     Returns what they put out, the cache, and the loads of their experts ``[L, B, ...]``
@@ -304,7 +304,7 @@ def _run_layers(apply_layer, params, x, turns, visibility, cache, kinds: LayerKi
     if not isinstance(layers, tuple):
 
         def body(x, layer):
-            x, *out = apply_layer(layer[0], x, turns, visibility, *layer[1:])
+            x, *out = apply_layer(layer[0], x, cos_sin, visibility, *layer[1:])
             return x, out
 
         x, (layer_caches, load) = jax.lax.scan(body, x, (layers, layer_caches, kinds))
@@ -318,7 +318,7 @@ def _run_layers(apply_layer, params, x, turns, visibility, cache, kinds: LayerKi
                 parts: list[Any] = [None if v is None else v[i] for v in fields]
                 here = LayerCache(*parts)
             kind = jax.tree.map(lambda x, i=i: x[i], kinds)
-            x, here, load = apply_layer(layer, x, turns, visibility, here, kind)
+            x, here, load = apply_layer(layer, x, cos_sin, visibility, here, kind)
             written.append(here)
             loads.append(load)
         load = jax.tree.map(lambda *of: jnp.stack(of), *loads)

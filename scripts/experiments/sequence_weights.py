@@ -17,16 +17,9 @@ Protocol, fixed before the runs (exploratory)
 from __future__ import annotations
 
 from . import _runs, beyond
-from ._runs import Claim, last, mean, series
+from ._runs import Claim
 
 PGPO, WEIGHTED = "PGPO", "weights by sequence"
-SCORE = "test/avg@16"
-
-
-def _number(row):
-    return last(row, SCORE)
-
-
 STUDY = beyond.STUDY._replace(
     name="sequence_weights",
     arms={name: beyond.STUDY.arms[name] for name in (PGPO, WEIGHTED)},
@@ -42,13 +35,9 @@ STUDY = beyond.STUDY._replace(
             "none",
             WEIGHTED,
             PGPO,
-            _number,
+            beyond.STUDY.columns["test, last step"],
         ),
     ),
-    columns={
-        "test, last step": _number,
-        "mean ρ": lambda row: mean(series(row, "information/multiplier")),
-    },
 )
 
 if __name__ == "__main__":

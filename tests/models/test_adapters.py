@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,7 +22,6 @@ from jaxrl_post.models.adapters import (
     EXTRAS,
     Lora,
     merged_kernel,
-    product,
     project,
     quantise,
     split_adapter,
@@ -122,25 +119,6 @@ def test_the_backward_pass_keeps_no_dequantised_kernels():
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(a, b).compile()
     one_layer = width * width * 4
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * one_layer
-
-
-@pytest.mark.parametrize("axes", [1, 2])
-@pytest.mark.parametrize("outputs", [(4,), (2, 3)])
-def test_the_product_has_the_gradients_of_tensordot(axes, outputs):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 5, 3, 6))
-    kernel = rng.normal(size=(*x.shape[4 - axes :], *outputs))
-    g = rng.normal(size=(*x.shape[: 4 - axes], *outputs))
-    inputs = x.reshape(-1, kernel.size // math.prod(outputs))
-    flat = g.reshape(len(inputs), -1)
-    with jax.enable_x64():
-        out, pullback = jax.vjp(partial(product, axes=axes), x, kernel)
-        to_x, to_kernel = pullback(jnp.asarray(g))
-    close = partial(np.testing.assert_allclose, rtol=1e-12)
-    weights = kernel.reshape(inputs.shape[1], -1)
-    close(out.reshape(flat.shape), inputs @ weights)
-    close(to_x.reshape(inputs.shape), flat @ weights.T)
-    close(to_kernel.reshape(weights.shape), inputs.T @ flat)
 
 
 def test_gradients_are_those_of_the_merged_matrix():

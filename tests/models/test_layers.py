@@ -12,7 +12,7 @@ import pytest
 
 from jaxrl_post import models
 from jaxrl_post.models.kinds import Rotations
-from jaxrl_post.models.layers import rotate, turns_of
+from jaxrl_post.models.layers import cos_sin_of, rotate
 
 CONFIG = models.DecoderConfig(
     vocab_size=50,
@@ -191,7 +191,7 @@ def turned_to(x, positions, theta):
     half = x.shape[-1] // 2
     plain = (theta ** -(np.arange(half) / half))[None].astype(np.float32)
     ways = Rotations(plain, np.ones(1, np.float32), np.zeros(1, np.int32))
-    return rotate(jnp.asarray(x, jnp.float32), turns_of(ways, jnp.asarray(positions)))
+    return rotate(jnp.asarray(x, jnp.float32), cos_sin_of(ways, jnp.asarray(positions)))
 
 
 def test_rotation_closed_form():

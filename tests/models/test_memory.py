@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from functools import partial
 
 import chex
 import jax
@@ -85,36 +86,28 @@ def test_what_attention_put_out_is_kept():
     assert kept("attention_offloaded") - kept("full") == out
 
 
+def in_gradient(operation, remat):
+    """How often the traced gradient has an operation."""
+    policy = models.decoder(CONFIG, remat=remat, attention="chunked")
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    ids = jnp.ones((1, 64), jnp.int32)
+
+    def loss(params):
+        return jnp.sum(policy.hidden(params, ids, ids, ids)[0])
+
+    return str(jax.make_jaxpr(jax.grad(loss))(params)).count(f"{operation}[")
+
+
 def test_saved_attention_is_not_computed_again():
     """The loops over blocks: forward, backward, and forward again unless saved."""
-
-    def loops(remat):
-        policy = models.decoder(CONFIG, remat=remat, attention="chunked")
-        params = jax.eval_shape(policy.init, jax.random.key(0))
-        ids = jnp.ones((1, 64), jnp.int32)
-
-        def loss(params):
-            return jnp.sum(policy.hidden(params, ids, ids, ids)[0])
-
-        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("while[")
-
+    loops = partial(in_gradient, "while")
     assert [loops(r) for r in ("none", "products", "attention_saveable")] == [2] * 3
     assert loops("full") == 3
 
 
 def test_saved_products_are_not_computed_again():
     """Three for each of a layer's matrices: one forward, two backward."""
-
-    def products(remat):
-        policy = models.decoder(CONFIG, remat=remat, attention="chunked")
-        params = jax.eval_shape(policy.init, jax.random.key(0))
-        ids = jnp.ones((1, 64), jnp.int32)
-
-        def loss(params):
-            return jnp.sum(policy.hidden(params, ids, ids, ids)[0])
-
-        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general[")
-
+    products = partial(in_gradient, "dot_general")
     assert products("products") == products("none") < products("full")
 
 
